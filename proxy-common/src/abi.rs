@@ -1,0 +1,51 @@
+//! Records in the kernel's maps: the contract between the daemon and the programs.
+//!
+//! Any change of a layout or of a meaning raises [`ABI_VERSION`]; pins live in a folder of that
+//! name, so that two versions never read each other's records.
+
+mod address;
+mod device;
+mod flow;
+mod frontend;
+mod registry;
+mod settings;
+
+pub use address::{Addr4, Addr6, Address, Family, FilterKind, V4, V6, filter_position};
+pub use device::{Device, DeviceKey, DeviceRole};
+pub use flow::{Flow, FlowKey, FlowStep, flow_state};
+pub use frontend::{
+    AddressFlags, Backend, Service, ServiceKey, address_flag, backend_flag, service_flag,
+};
+pub use registry::{FILTER_BITS, FILTER_WORDS, MAPS, MapKind, MapSpec, OBJECT_NAME_BYTES};
+pub use settings::{Settings, setting_flag};
+
+/// Version of all records below. Pins are kept in a folder `v<ABI_VERSION>`.
+pub const ABI_VERSION: u32 = 1;
+
+/// Counts packets and bytes: one per reason and per CPU.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, from the Ethernet header on.
+    pub bytes: u64,
+}
+
+crate::wire::plain! {
+    Addr4 => 4, 2;
+    Addr6 => 16, 2;
+    FlowKey<V4> => 16, 2;
+    FlowKey<V6> => 40, 2;
+    Flow<V4> => 72, 8;
+    Flow<V6> => 96, 8;
+    ServiceKey<V4> => 8, 2;
+    ServiceKey<V6> => 20, 2;
+    Service => 16, 4;
+    AddressFlags => 4, 4;
+    Backend => 32, 4;
+    DeviceKey => 8, 4;
+    Device => 36, 4;
+    Settings => 24, 4;
+    Counter => 16, 8;
+}

@@ -1,0 +1,106 @@
+//! Access to a frame: a cursor that only moves forward, and the operations that reshape it.
+
+use core::marker::PhantomData;
+
+use super::Plain;
+
+/// Hands out references to headers at growing offsets of a frame.
+///
+/// Each call takes the bytes it returns out of the cursor's reach, so the references are disjoint
+/// and may all be mutable. The BPF verifier wants each pointer checked against the frame's end once,
+/// and used from then on without being derived anew: that is what this type does.
+pub struct Cursor<'f> {
+    next: *mut u8,
+    end: *mut u8,
+    frame: PhantomData<&'f mut [u8]>,
+}
+
+impl<'f> Cursor<'f> {
+    /// A cursor over `next..end`.
+    ///
+    /// # Safety
+    /// The range is one readable and writable object that nothing else refers to during `'f`, and
+    /// `next` has an even address.
+    #[inline(always)]
+    #[expect(unsafe_code, reason = "raw bounds come from the kernel's context")]
+    #[must_use]
+    pub const unsafe fn from_raw(next: *mut u8, end: *mut u8) -> Self {
+        Self { next, end, frame: PhantomData }
+    }
+
+    /// The next `size_of::<T>()` bytes as a `T`; none if the frame ends before.
+    #[inline(always)]
+    pub fn take<T: Plain>(&mut self) -> Option<&'f mut T> {
+        const { assert!(align_of::<T>() <= 2) };
+        let start = self.next;
+        let after = start.wrapping_add(size_of::<T>());
+        if after > self.end {
+            return None;
+        }
+        self.next = after;
+        // SAFETY: `start..after` lies within the frame, at an even offset (sizes and skips are
+        // even), was never handed out before, and any bits make a `T` (`Plain`).
+        #[expect(unsafe_code, reason = "see the SAFETY line")]
+        Some(unsafe { &mut *start.cast::<T>() })
+    }
+
+    /// The next `size_of::<T>()` bytes as a `T`, without moving on.
+    #[inline(always)]
+    #[must_use]
+    pub fn peek<T: Plain>(&self) -> Option<T> {
+        let start = self.next;
+        if start.wrapping_add(size_of::<T>()) > self.end {
+            return None;
+        }
+        // SAFETY: as in `take`, and the value is copied.
+        #[expect(unsafe_code, reason = "see the SAFETY line")]
+        Some(unsafe { *start.cast::<T>() })
+    }
+
+    /// Moves on by `bytes`, which must be even and is at most 2,047.
+    ///
+    /// May move past the end: the next [`Cursor::take`] then finds nothing.
+    #[inline(always)]
+    pub fn skip(&mut self, bytes: u32) {
+        self.next = self.next.wrapping_add((bytes & 0x7fe) as usize);
+    }
+}
+
+/// A frame under a hook: its bytes and the ways to reshape it.
+///
+/// Whatever may move the bytes takes `&mut self`, so that no reference from an earlier cursor can
+/// be used after it: what the BPF verifier calls an invalidated packet pointer is a compile error.
+pub trait Frame {
+    /// Whether the transport checksum may be left for a device to finish (`CHECKSUM_PARTIAL`), so
+    /// that it must be changed by [`Frame::adjust_transport_checksum`] instead of in place.
+    const CHECKSUM_OFFLOAD: bool;
+
+    /// The frame's bytes from the Ethernet header on.
+    fn cursor(&mut self) -> Cursor<'_>;
+
+    /// The whole frame's length in bytes, beyond what the cursor reaches too.
+    fn length(&self) -> u32;
+
+    /// Applies changes to the transport checksum that stands at `offset`: `address` is a change of
+    /// the pseudo-header, `ports` one of the segment itself. `udp`: zero means none.
+    /// Only for frames with [`Frame::CHECKSUM_OFFLOAD`].
+    fn adjust_transport_checksum(
+        &mut self,
+        offset: u32,
+        address: super::Delta,
+        ports: super::Delta,
+        udp: bool,
+        v6: bool,
+    );
+
+    /// Whether the transport checksum at `offset` is partial: only the pseudo-header's sum.
+    /// May overwrite the checksum: for headers that are about to be written anew.
+    fn checksum_is_partial(&mut self, offset: u32) -> bool;
+
+    /// Makes room for `bytes` bytes after the first `link` bytes (Ethernet and its tags), which
+    /// stay in front. None if the kernel refuses; the frame is then as it was.
+    fn make_room(&mut self, link: u32, bytes: u32) -> Option<()>;
+
+    /// Cuts the frame to `length` bytes. None if the kernel refuses.
+    fn truncate(&mut self, length: u32) -> Option<()>;
+}
