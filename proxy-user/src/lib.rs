@@ -1,1 +1,5 @@
-//! Causeway daemon library.
+//! The Causeway daemon and its command line, as a library.
+//!
+//! `source -> model::State -> reconcile::plan (pure) -> reconcile::delta -> dataplane -> report`.
+
+pub mod reconcile;

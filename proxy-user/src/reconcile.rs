@@ -1,0 +1,24 @@
+//! From desired state to map contents, and from what the maps hold to what must change.
+//!
+//! Everything here is pure: no socket, no clock, no map. One round of the daemon is
+//!
+//! 1. [`Allocation::release`]: numbers given up earlier and out of use may be given out again;
+//! 2. compile the desired state and the [`Facts`] into a [`Plan`], asking the [`Allocation`];
+//! 3. [`diff`] the plan against [`Observed`], what the maps hold: [`Op`]s in a safe order;
+//! 4. apply each, and tell [`Observed::apply`] of each that succeeded. One that failed is found
+//!    again by the next round's diff.
+
+mod allocation;
+mod delta;
+mod facts;
+mod filter;
+mod observed;
+mod plan;
+mod ranges;
+
+pub use allocation::{Allocation, BackendKey, Capacity, Exhausted, QUARANTINE};
+pub use delta::{Op, Round, diff};
+pub use facts::{DeviceFact, Facts, VlanFact};
+pub use filter::{FilterWords, clear_filter};
+pub use observed::Observed;
+pub use plan::{Plan, SlotRange};

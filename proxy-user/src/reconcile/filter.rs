@@ -1,0 +1,80 @@
+//! The address filter: which bits must be set, and which may be cleared.
+
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
+
+use proxy_common::abi::{Address, Family, FilterKind, Flow, FlowKey, filter_position, flow_state};
+
+use super::{Observed, Op, Plan};
+
+/// Words of the filter that aren't zero, by index.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilterWords(BTreeMap<u32, u64>);
+
+impl FilterWords {
+    /// Sets the bit of an address.
+    pub fn add<A: Address>(&mut self, kind: FilterKind, address: &A) {
+        let (word, bit) = filter_position(kind, address);
+        *self.0.entry(word).or_default() |= bit;
+    }
+
+    /// Sets what packets of this flow entry need to be looked up: an original direction is known
+    /// by its destination (a service), an answering one by its source (a backend).
+    pub fn add_flow<F: Family>(&mut self, key: &FlowKey<F>, flow: &Flow<F>) {
+        if flow.state & flow_state::ORIGINAL == 0 {
+            self.add(FilterKind::Source, &key.source);
+        } else {
+            self.add(FilterKind::Destination, &key.destination);
+        }
+    }
+
+    /// The bits of a word.
+    #[must_use]
+    pub fn word(&self, word: u32) -> u64 {
+        self.0.get(&word).copied().unwrap_or_default()
+    }
+
+    /// Replaces a word as a whole.
+    pub fn replace(&mut self, word: u32, bits: u64) {
+        match self.0.entry(word) {
+            Entry::Occupied(entry) if bits == 0 => {
+                entry.remove();
+            }
+            Entry::Occupied(mut entry) => {
+                entry.insert(bits);
+            }
+            Entry::Vacant(entry) if bits != 0 => {
+                entry.insert(bits);
+            }
+            Entry::Vacant(_) => {}
+        }
+    }
+
+    /// Words that aren't zero, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, u64)> + '_ {
+        self.0.iter().map(|(word, bits)| (*word, *bits))
+    }
+}
+
+impl FromIterator<(u32, u64)> for FilterWords {
+    fn from_iter<I: IntoIterator<Item = (u32, u64)>>(words: I) -> Self {
+        Self(words.into_iter().filter(|(_, bits)| *bits != 0).collect())
+    }
+}
+
+/// Clears the bits that neither the plan nor a live flow needs (`flows`, from
+/// [`FilterWords::add_flow`] over both tables). For the sweeper; the plan must be the one in force.
+#[must_use]
+pub fn clear_filter(observed: &Observed, plan: &Plan, flows: &FilterWords) -> Vec<Op> {
+    let words: BTreeSet<u32> = observed.filter.iter().map(|(word, _)| word).collect();
+    words
+        .into_iter()
+        .filter_map(|word| {
+            let needed = plan.filter.word(word) | flows.word(word);
+            let held = observed.filter.word(word);
+            (held & !needed != 0).then_some(Op::WriteFilter {
+                word,
+                bits: held & needed,
+            })
+        })
+        .collect()
+}
