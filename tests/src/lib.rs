@@ -1,1 +1,3 @@
-//! Placeholder
+//! The project's test worlds and the traffic in them.
+
+pub mod lab;

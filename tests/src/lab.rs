@@ -1,0 +1,15 @@
+//! Worlds made of network namespaces, the traffic in them, and Causeway running on their nodes.
+//!
+//! [`layout`] says what the standard world is, [`topology`] how any world is described and made,
+//! [`world`] keeps one standing, [`remains`] takes it away. [`answer`] are the servers in the pods,
+//! [`ask`] single questions to them, [`load`] traffic that goes on and counts its losses.
+
+pub mod answer;
+pub mod ask;
+pub mod layout;
+pub mod load;
+pub mod namespace;
+pub mod process;
+pub mod remains;
+pub mod topology;
+pub mod world;

@@ -1,0 +1,167 @@
+//! A standing world, from its making to its removal.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::mount::{MsFlags, mount};
+
+use super::{
+    answer,
+    layout::Layout,
+    namespace::Namespace,
+    process::Process,
+    remains::{self, Owner},
+};
+
+/// A world of namespaces, removed when this is dropped.
+#[derive(Debug)]
+pub struct World {
+    name: String,
+    directory: PathBuf,
+    layout: Layout,
+    servers: Vec<Process>,
+    kept: bool,
+}
+
+impl World {
+    /// Makes the world `name`. A world of that name whose maker is gone, or that was kept, is removed
+    /// before.
+    pub fn build(name: &str, layout: Layout) -> Result<Self> {
+        if !nix::unistd::geteuid().is_root() {
+            bail!("network namespaces need root: run this as root");
+        }
+        match remains::owner(name) {
+            Owner::Running => bail!("another run is using the world `{name}`"),
+            Owner::Gone | Owner::Kept => remains::remove(name)?,
+            Owner::Nobody => {}
+        }
+        let world = Self {
+            name: name.to_owned(),
+            directory: remains::claim(name)?,
+            layout,
+            servers: Vec::new(),
+            kept: false,
+        };
+        layout.topology().build(&remains::prefix(name))?;
+        for number in layout.nodes() {
+            world.mount_bpffs(number)?;
+        }
+        Ok(world)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it is made of.
+    #[must_use]
+    pub const fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// Where its files are.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The namespace of a room: `client`, `router`, `switch`, `podN`; a node's is [`Self::node`].
+    #[must_use]
+    pub fn room(&self, room: &str) -> Namespace {
+        Namespace::named(format!("{}{room}", remains::prefix(&self.name)))
+    }
+
+    /// The client's namespace.
+    #[must_use]
+    pub fn client(&self) -> Namespace {
+        self.room("client")
+    }
+
+    /// Pod `number`'s namespace.
+    #[must_use]
+    pub fn pod(&self, number: u8) -> Namespace {
+        self.room(&format!("pod{number}"))
+    }
+
+    /// Node `number`'s namespace, with the node's own BPF file system.
+    #[must_use]
+    pub fn node(&self, number: u8) -> Namespace {
+        self.room(&format!("node{number}"))
+            .with_bpffs(self.node_directory(number).join("bpf"))
+    }
+
+    /// Where the files of node `number` are.
+    #[must_use]
+    pub fn node_directory(&self, number: u8) -> PathBuf {
+        self.directory.join(format!("node{number}"))
+    }
+
+    /// Starts a program in `namespace`; what it prints goes to a file in [`Self::directory`].
+    pub fn start(&self, namespace: &Namespace, command: Command, name: &str) -> Result<Process> {
+        Process::start(namespace, command, name, &self.directory)
+    }
+
+    /// Starts the servers in all pods; `lab` is the program that has the command `echo`.
+    pub fn serve(&mut self, lab: &Path) -> Result<()> {
+        let world = &*self;
+        let started: Vec<_> = thread::scope(|scope| {
+            let start = |pod| scope.spawn(move || answer::serve(world, pod, lab));
+            let threads: Vec<_> = world.layout.pods().map(start).collect();
+            threads
+                .into_iter()
+                .map(thread::ScopedJoinHandle::join)
+                .collect()
+        });
+        for servers in started {
+            let servers = servers.map_err(|_| anyhow!("a thread that starts servers panicked"))?;
+            self.servers.extend(servers?);
+        }
+        Ok(())
+    }
+
+    /// Leaves the world standing when this is dropped, and when this program ends.
+    pub fn keep(&mut self) -> Result<()> {
+        remains::keep(&self.name)?;
+        self.kept = true;
+        self.servers.drain(..).for_each(Process::release);
+        Ok(())
+    }
+
+    /// The file system is mounted outside, so that its pins outlive each process of the node.
+    fn mount_bpffs(&self, number: u8) -> Result<()> {
+        let directory = self.node_directory(number);
+        for name in ["bpf", "sys"] {
+            fs::create_dir_all(directory.join(name))?;
+        }
+        let target = directory.join("bpf");
+        mount(
+            Some("bpf"),
+            &target,
+            Some("bpf"),
+            MsFlags::empty(),
+            None::<&str>,
+        )
+        .with_context(|| format!("mounting a BPF file system at {}", target.display()))
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = remains::remove(&self.name)
+        {
+            // Nobody is left to return it to, and whoever looks at what is left will want to know.
+            #[expect(clippy::print_stderr, reason = "a destructor has no other way to tell")]
+            {
+                eprintln!("removing the world `{}`: {error:#}", self.name);
+            }
+        }
+    }
+}
