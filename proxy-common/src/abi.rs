@@ -11,7 +11,7 @@ mod registry;
 mod settings;
 
 pub use address::{Addr4, Addr6, Address, Family, FilterKind, V4, V6, filter_position};
-pub use device::{Device, DeviceKey, DeviceRole};
+pub use device::{Device, DeviceKey, DeviceRole, device_flag};
 pub use flow::{Flow, FlowKey, FlowStep, flow_state};
 pub use frontend::{
     AddressFlags, Backend, Service, ServiceKey, address_flag, backend_flag, service_flag,

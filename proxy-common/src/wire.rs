@@ -12,15 +12,18 @@ mod transport;
 
 pub use checksum::{Checksum, Delta};
 pub use ethernet::{Ethernet, MacAddr, Vlan, ethertype};
-pub use frame::{Cursor, Frame};
-pub use ip::{ExtensionHeader, FragmentHeader, Ipv4, Ipv6, protocol};
+pub use frame::{Cursor, Frame, Lookahead};
+pub use ip::{ExtensionHeader, FragmentHeader, IpHeader, Ipv4, Ipv6, protocol};
 pub use transport::{Icmp, Sctp, Tcp, Udp, tcp_flag};
 
 /// A type that may be read from and written to raw bytes.
 ///
 /// # Safety
 /// The type has no padding and no invalid bit pattern, and holds no reference or pointer.
-#[expect(unsafe_code, reason = "the contract that makes reading raw bytes sound")]
+#[expect(
+    unsafe_code,
+    reason = "the contract that makes reading raw bytes sound"
+)]
 pub unsafe trait Plain: Copy + 'static {}
 
 macro_rules! plain {
@@ -78,7 +81,10 @@ impl Be32 {
     #[inline(always)]
     #[must_use]
     pub const fn new(value: u32) -> Self {
-        #[expect(clippy::cast_possible_truncation, reason = "the low half is what is meant")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "the low half is what is meant"
+        )]
         Self([Be16::new((value >> 16) as u16), Be16::new(value as u16)])
     }
 
@@ -94,4 +100,8 @@ impl Be32 {
 plain! {
     Be16 => 2, 2;
     Be32 => 4, 2;
+    u16 => 2, 2;
+    [u16; 4] => 8, 2;
+    [u16; 10] => 20, 2;
+    [u16; 20] => 40, 2;
 }

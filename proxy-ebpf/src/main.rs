@@ -1,3 +1,101 @@
-//! The kernel programs.
+//! Causeway's kernel programs: adapters between hooks and `proxy_common::datapath`.
+//!
+//! Nothing is decided here. `frame` gives a hook's context the shape of a
+//! [`Frame`](proxy_common::wire::Frame), `tables` gives the maps the shape of
+//! [`Tables`](proxy_common::datapath::Tables), and the programs turn a
+//! [`Verdict`](proxy_common::datapath::Verdict) into a return code.
 #![no_std]
 #![no_main]
+
+mod frame;
+mod maps;
+mod tables;
+
+use aya_ebpf::bindings::{
+    BPF_F_INGRESS, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action::XDP_DROP, xdp_action::XDP_PASS,
+    xdp_action::XDP_TX,
+};
+use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use proxy_common::datapath::verdict::Action;
+use proxy_common::datapath::{Hook, TcEgress, TcIngress, Verdict, XdpUplink, run};
+
+use frame::{SkbFrame, XdpFrame};
+use tables::Maps;
+
+/// Uplinks, before the kernel has a socket buffer.
+#[xdp]
+pub fn xdp_uplink(context: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(context.ctx);
+    let ifindex = frame.ifindex();
+    let verdict = run::<XdpUplink, _, _>(&mut frame, &Maps::xdp(context.ctx), ifindex);
+    match verdict.action() {
+        Action::Pass | Action::Pod(_) | Action::Neighbour(_) | Action::Local => XDP_PASS,
+        Action::Drop(_) => XDP_DROP,
+        Action::Reply => XDP_TX,
+        Action::Transmit(to) if to == ifindex => XDP_TX,
+        Action::Transmit(to) => match maps::TX_PORTS.redirect(to, 0) {
+            Ok(code) | Err(code) => code,
+        },
+    }
+}
+
+/// Uplinks and host ends of pods' veth pairs: packets from the wire or from a pod.
+#[classifier]
+pub fn tc_ingress(context: TcContext) -> i32 {
+    let mut frame = SkbFrame::new(context.skb.skb);
+    let ifindex = frame.ifindex();
+    let verdict = run::<TcIngress, _, _>(&mut frame, &Maps::skb(context.skb.skb), ifindex);
+    tc_code::<TcIngress>(verdict, ifindex)
+}
+
+/// The same devices: packets that this node's own processes send.
+#[classifier]
+pub fn tc_egress(context: TcContext) -> i32 {
+    let mut frame = SkbFrame::new(context.skb.skb);
+    if frame.is_forwarded() {
+        return TC_ACT_UNSPEC;
+    }
+    let ifindex = frame.ifindex();
+    let verdict = run::<TcEgress, _, _>(&mut frame, &Maps::skb(context.skb.skb), ifindex);
+    tc_code::<TcEgress>(verdict, ifindex)
+}
+
+/// `TC_ACT_UNSPEC` leaves the packet to the next program, under TCX and under clsact alike.
+#[inline(always)]
+fn tc_code<H: Hook>(verdict: Verdict, ifindex: u32) -> i32 {
+    match verdict.action() {
+        Action::Pass => TC_ACT_UNSPEC,
+        Action::Drop(_) => TC_ACT_SHOT,
+        Action::Transmit(to) => redirect(to, 0),
+        // A peer can only be redirected to on ingress (kernel commit 9aa1206e8f48).
+        Action::Pod(to) if H::EGRESS => redirect(to, 0),
+        // SAFETY: the helper takes plain numbers.
+        Action::Pod(to) => (unsafe { bpf_redirect_peer(to, 0) }) as i32,
+        // SAFETY: no parameters are given, so none are read.
+        Action::Neighbour(to) => {
+            (unsafe { bpf_redirect_neigh(to, core::ptr::null_mut(), 0, 0) }) as i32
+        }
+        Action::Local | Action::Reply if H::EGRESS => redirect(ifindex, u64::from(BPF_F_INGRESS)),
+        Action::Local => TC_ACT_UNSPEC,
+        Action::Reply => redirect(ifindex, 0),
+    }
+}
+
+#[inline(always)]
+fn redirect(ifindex: u32, flags: u64) -> i32 {
+    // SAFETY: the helper takes plain numbers.
+    (unsafe { bpf_redirect(ifindex, flags) }) as i32
+}
+
+/// Never reached: the verifier refuses a program that could.
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -151,7 +151,9 @@ impl Address for Addr6 {
 }
 
 /// IPv4 or IPv6: what the generic datapath is generic over.
-pub trait Family: Copy + Default + Eq + Ord + core::hash::Hash + core::fmt::Debug + 'static {
+pub trait Family:
+    Copy + Default + Eq + Ord + core::hash::Hash + core::fmt::Debug + 'static
+{
     /// The address.
     type Addr: Address;
 
@@ -166,6 +168,9 @@ pub trait Family: Copy + Default + Eq + Ord + core::hash::Hash + core::fmt::Debu
 
     /// Protocol number of the family's ICMP.
     const ICMP: u8;
+
+    /// The header without options or extension headers.
+    type Header: crate::wire::IpHeader<Addr = Self::Addr>;
 }
 
 /// IPv4.
@@ -182,6 +187,7 @@ impl Family for V4 {
     const ETHERTYPE: Be16 = ethertype::IPV4;
     const HEADER: u32 = 20;
     const ICMP: u8 = crate::wire::protocol::ICMP;
+    type Header = crate::wire::Ipv4;
 }
 
 impl Family for V6 {
@@ -190,6 +196,7 @@ impl Family for V6 {
     const ETHERTYPE: Be16 = ethertype::IPV6;
     const HEADER: u32 = 40;
     const ICMP: u8 = crate::wire::protocol::ICMPV6;
+    type Header = crate::wire::Ipv6;
 }
 
 /// Which question the address filter answers.
@@ -214,6 +221,5 @@ pub fn filter_position<A: Address>(kind: FilterKind, address: &A) -> (u32, u64) 
     };
     let hash = (address.digest() ^ salt).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let position = hash >> (64 - super::registry::FILTER_BITS_LOG2);
-    #[expect(clippy::cast_possible_truncation, reason = "at most 2^20")]
     ((position >> 6) as u32, 1 << (position & 63))
 }

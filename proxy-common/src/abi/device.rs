@@ -42,6 +42,12 @@ impl DeviceRole {
     }
 }
 
+/// Bits of [`Device::flags`].
+pub mod device_flag {
+    /// Frames may be sent out here from XDP (the device is in `TX_PORTS`).
+    pub const XDP_TARGET: u16 = 1 << 0;
+}
+
 /// What the daemon says of a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -50,12 +56,13 @@ pub struct Device {
     pub role: u32,
     /// The index to route by: the VLAN device's if the key has tags, else the key's own.
     pub ifindex: u32,
-    /// Source for IPv4 packets that are translated on their way out here; zero: none.
+    /// This node's IPv4 address towards this device, the source of packets that are translated on
+    /// their way out here; zero: none. At a pod's device: what a pod that meets itself sees.
     pub source_v4: Addr4,
-    /// Source for IPv6 packets that are translated on their way out here; zero: none.
+    /// The same for IPv6.
     pub source_v6: Addr6,
     /// The device's own link-layer address.
     pub mac: MacAddr,
-    /// Zero.
-    pub pad: u16,
+    /// See [`device_flag`].
+    pub flags: u16,
 }

@@ -68,6 +68,8 @@ pub enum FlowStep {
     Local = 3,
     /// The route is known but the neighbour's link-layer address is not: the kernel finds it.
     Neighbour = 4,
+    /// As [`FlowStep::Transmit`], but XDP cannot send to that device: TC does.
+    Enqueue = 5,
 }
 
 impl FlowStep {
@@ -80,6 +82,7 @@ impl FlowStep {
             2 => Self::Pod,
             3 => Self::Local,
             4 => Self::Neighbour,
+            5 => Self::Enqueue,
             _ => Self::Resolve,
         }
     }

@@ -54,23 +54,60 @@ const fn spec<K, V>(
     entries: u32,
     purpose: &'static str,
 ) -> MapSpec {
-    MapSpec { name, kind, key_bytes: size_of::<K>(), value_bytes: size_of::<V>(), entries, purpose }
+    MapSpec {
+        name,
+        kind,
+        key_bytes: size_of::<K>(),
+        value_bytes: size_of::<V>(),
+        entries,
+        purpose,
+    }
 }
 
 /// Every map that is pinned, in the order in which they are created.
 pub const MAPS: &[MapSpec] = &[
-    spec::<u32, Settings>("SETTINGS", MapKind::Array, 1, "numbers for the slow path; daemon"),
+    spec::<u32, Settings>(
+        "SETTINGS",
+        MapKind::Array,
+        1,
+        "numbers for the slow path; daemon",
+    ),
     spec::<u32, [u8; OBJECT_NAME_BYTES]>(
         "OBJECTS",
         MapKind::SparseHash,
         131_072,
         "name of each service port by id; daemon, read by tools only",
     ),
-    spec::<u32, Backend>("BACKENDS", MapKind::Array, 131_072, "endpoints of services; daemon"),
-    spec::<u32, u32>("SLOTS", MapKind::Array, 1_048_576, "backend chosen by each slot; daemon"),
-    spec::<u32, u64>("FILTER", MapKind::Array, FILTER_WORDS, "addresses that may be ours; daemon"),
-    spec::<ServiceKey<V4>, Service>("SERVICES_V4", MapKind::SparseHash, 131_072, "services; daemon"),
-    spec::<ServiceKey<V6>, Service>("SERVICES_V6", MapKind::SparseHash, 131_072, "services; daemon"),
+    spec::<u32, Backend>(
+        "BACKENDS",
+        MapKind::Array,
+        131_072,
+        "endpoints of services; daemon",
+    ),
+    spec::<u32, u32>(
+        "SLOTS",
+        MapKind::Array,
+        1_048_576,
+        "backend chosen by each slot; daemon",
+    ),
+    spec::<u32, u64>(
+        "FILTER",
+        MapKind::Array,
+        FILTER_WORDS,
+        "addresses that may be ours; daemon",
+    ),
+    spec::<ServiceKey<V4>, Service>(
+        "SERVICES_V4",
+        MapKind::SparseHash,
+        131_072,
+        "services; daemon",
+    ),
+    spec::<ServiceKey<V6>, Service>(
+        "SERVICES_V6",
+        MapKind::SparseHash,
+        131_072,
+        "services; daemon",
+    ),
     spec::<Addr4, AddressFlags>(
         "ADDRESSES_V4",
         MapKind::SparseHash,
@@ -83,8 +120,18 @@ pub const MAPS: &[MapSpec] = &[
         65_536,
         "addresses that belong to services alone; daemon",
     ),
-    spec::<DeviceKey, Device>("DEVICES", MapKind::SparseHash, 4_096, "attached devices; daemon"),
-    spec::<u32, u32>("TX_PORTS", MapKind::DeviceMap, 64, "devices that XDP may send to; daemon"),
+    spec::<DeviceKey, Device>(
+        "DEVICES",
+        MapKind::SparseHash,
+        4_096,
+        "attached devices; daemon",
+    ),
+    spec::<u32, [u32; 2]>(
+        "TX_PORTS",
+        MapKind::DeviceMap,
+        64,
+        "devices that XDP may send to; daemon",
+    ),
     spec::<FlowKey<V4>, Flow<V4>>(
         "FLOWS_V4",
         MapKind::Hash,

@@ -39,7 +39,10 @@ impl Checksum {
     pub const fn fold(self) -> u16 {
         let once = (self.0 & 0xffff) + (self.0 >> 16);
         let twice = (once & 0xffff) + (once >> 16);
-        #[expect(clippy::cast_possible_truncation, reason = "folded twice: at most 16 bits")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "folded twice: at most 16 bits"
+        )]
         {
             twice as u16
         }

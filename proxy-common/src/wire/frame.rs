@@ -25,7 +25,11 @@ impl<'f> Cursor<'f> {
     #[expect(unsafe_code, reason = "raw bounds come from the kernel's context")]
     #[must_use]
     pub const unsafe fn from_raw(next: *mut u8, end: *mut u8) -> Self {
-        Self { next, end, frame: PhantomData }
+        Self {
+            next,
+            end,
+            frame: PhantomData,
+        }
     }
 
     /// The next `size_of::<T>()` bytes as a `T`; none if the frame ends before.
@@ -57,12 +61,48 @@ impl<'f> Cursor<'f> {
         Some(unsafe { *start.cast::<T>() })
     }
 
+    /// A second cursor at the same place that can only look.
+    #[inline(always)]
+    #[must_use]
+    pub fn fork(&self) -> Lookahead<'_, 'f> {
+        Lookahead {
+            cursor: Cursor {
+                next: self.next,
+                end: self.end,
+                frame: PhantomData,
+            },
+            of: self,
+        }
+    }
+
     /// Moves on by `bytes`, which must be even and is at most 2,047.
     ///
     /// May move past the end: the next [`Cursor::take`] then finds nothing.
     #[inline(always)]
     pub fn skip(&mut self, bytes: u32) {
         self.next = self.next.wrapping_add((bytes & 0x7fe) as usize);
+    }
+}
+
+/// Looks ahead of a [`Cursor`] without handing out references.
+pub struct Lookahead<'c, 'f> {
+    cursor: Cursor<'f>,
+    #[expect(dead_code, reason = "keeps the cursor borrowed")]
+    of: &'c Cursor<'f>,
+}
+
+impl Lookahead<'_, '_> {
+    /// See [`Cursor::peek`].
+    #[inline(always)]
+    #[must_use]
+    pub fn peek<T: Plain>(&self) -> Option<T> {
+        self.cursor.peek()
+    }
+
+    /// See [`Cursor::skip`].
+    #[inline(always)]
+    pub fn skip(&mut self, bytes: u32) {
+        self.cursor.skip(bytes);
     }
 }
 
@@ -78,6 +118,9 @@ pub trait Frame {
     /// The frame's bytes from the Ethernet header on.
     fn cursor(&mut self) -> Cursor<'_>;
 
+    /// The VLAN tag that is kept beside the frame instead of in it.
+    fn offloaded_tag(&self) -> Option<u16>;
+
     /// The whole frame's length in bytes, beyond what the cursor reaches too.
     fn length(&self) -> u32;
 
@@ -92,6 +135,11 @@ pub trait Frame {
         udp: bool,
         v6: bool,
     );
+
+    /// Applies a change of header bytes that no checksum in the packet makes up for to the sum that
+    /// the receiving device may have taken of the whole packet (`CHECKSUM_COMPLETE`).
+    /// Only for frames with [`Frame::CHECKSUM_OFFLOAD`].
+    fn update_stack_checksum(&mut self, delta: super::Delta);
 
     /// Whether the transport checksum at `offset` is partial: only the pseudo-header's sum.
     /// May overwrite the checksum: for headers that are about to be written anew.

@@ -1,7 +1,7 @@
 //! IPv4 (RFC 791) and IPv6 (RFC 8200).
 
-use super::{Be16, Be32, plain};
-use crate::abi::{Addr4, Addr6};
+use super::{Be16, Be32, Checksum, Delta, Plain, plain};
+use crate::abi::{Addr4, Addr6, Address};
 
 /// Values of the protocol field (IANA protocol numbers).
 pub mod protocol {
@@ -100,6 +100,142 @@ pub struct FragmentHeader {
     pub offset_more: Be16,
     /// Which fragments belong together.
     pub identification: Be32,
+}
+
+/// What the datapath does with either header.
+pub trait IpHeader: Plain {
+    /// The family's address.
+    type Addr: Address;
+
+    /// From whom.
+    fn source(&self) -> Self::Addr;
+
+    /// To whom.
+    fn destination(&self) -> Self::Addr;
+
+    /// Hops left.
+    fn hops(&self) -> u8;
+
+    /// Takes one hop off; the caller has seen that there is one. Returns by how much that changes the
+    /// sum of the header's words, its own checksum included.
+    fn decrement_hops(&mut self) -> Delta;
+
+    /// Replaces both addresses; `delta` is what that does to a checksum.
+    fn rewrite(&mut self, source: Self::Addr, destination: Self::Addr, delta: Delta);
+
+    /// Bytes after the header without options, by the header's own word.
+    fn payload_length(&self) -> u32;
+
+    /// Makes this the header of an answer to the packet it headed: addresses swapped, `payload`
+    /// bytes of `protocol` to follow, 64 hops.
+    fn turn_around(&mut self, protocol: u8, payload: u16);
+}
+
+const REPLY_HOPS: u8 = 64;
+
+impl IpHeader for Ipv4 {
+    type Addr = Addr4;
+
+    #[inline(always)]
+    fn source(&self) -> Addr4 {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Addr4 {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn hops(&self) -> u8 {
+        self.ttl
+    }
+
+    #[inline(always)]
+    fn decrement_hops(&mut self) -> Delta {
+        const ONE_LESS: Delta = Delta::from_raw(!u16::from_ne_bytes([1, 0]));
+        self.ttl = self.ttl.wrapping_sub(1);
+        self.check = ONE_LESS.apply(self.check);
+        Delta::ZERO
+    }
+
+    #[inline(always)]
+    fn rewrite(&mut self, source: Addr4, destination: Addr4, delta: Delta) {
+        self.source = source;
+        self.destination = destination;
+        self.check = delta.apply(self.check);
+    }
+
+    #[inline(always)]
+    fn payload_length(&self) -> u32 {
+        u32::from(self.total_length.get()).saturating_sub(u32::from(self.version_ihl & 0xf) * 4)
+    }
+
+    #[inline(always)]
+    fn turn_around(&mut self, protocol: u8, payload: u16) {
+        core::mem::swap(&mut self.source, &mut self.destination);
+        self.version_ihl = 0x45;
+        self.tos = 0;
+        self.total_length = Be16::new(payload.wrapping_add(20));
+        self.identification = Be16::default();
+        self.flags_offset = Be16::new(Self::DONT_FRAGMENT);
+        self.ttl = REPLY_HOPS;
+        self.protocol = protocol;
+        self.check = Checksum::new()
+            .add(u16::from_ne_bytes([self.version_ihl, self.tos]))
+            .add(self.total_length.raw())
+            .add(self.flags_offset.raw())
+            .add(u16::from_ne_bytes([self.ttl, self.protocol]))
+            .add_words(&self.source.0)
+            .add_words(&self.destination.0)
+            .finish();
+    }
+}
+
+impl IpHeader for Ipv6 {
+    type Addr = Addr6;
+
+    #[inline(always)]
+    fn source(&self) -> Addr6 {
+        self.source
+    }
+
+    #[inline(always)]
+    fn destination(&self) -> Addr6 {
+        self.destination
+    }
+
+    #[inline(always)]
+    fn hops(&self) -> u8 {
+        self.hop_limit
+    }
+
+    #[inline(always)]
+    fn decrement_hops(&mut self) -> Delta {
+        const ONE_LESS: Delta = Delta::from_raw(!u16::from_ne_bytes([0, 1]));
+        self.hop_limit = self.hop_limit.wrapping_sub(1);
+        ONE_LESS
+    }
+
+    #[inline(always)]
+    fn rewrite(&mut self, source: Addr6, destination: Addr6, _delta: Delta) {
+        self.source = source;
+        self.destination = destination;
+    }
+
+    #[inline(always)]
+    fn payload_length(&self) -> u32 {
+        u32::from(self.payload_length.get())
+    }
+
+    #[inline(always)]
+    fn turn_around(&mut self, protocol: u8, payload: u16) {
+        core::mem::swap(&mut self.source, &mut self.destination);
+        self.version_class_label = Be32::new(6 << 28);
+        self.payload_length = Be16::new(payload);
+        self.next_header = protocol;
+        self.hop_limit = REPLY_HOPS;
+    }
 }
 
 plain! {

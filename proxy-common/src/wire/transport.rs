@@ -54,7 +54,7 @@ pub struct Udp {
 
 /// SCTP's common header.
 ///
-/// Its CRC32c covers the ports but not the addresses, so a packet whose ports stay keeps its
+/// Its CRC covers the ports but not the addresses, so a packet whose ports stay keeps its
 /// checksum under NAT.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
@@ -65,7 +65,7 @@ pub struct Sctp {
     pub destination: Be16,
     /// Verification tag.
     pub tag: Be32,
-    /// CRC32c of the whole packet.
+    /// CRC of the whole packet.
     pub crc: Be32,
 }
 

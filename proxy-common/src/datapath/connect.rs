@@ -1,0 +1,301 @@
+//! The first packet of a connection: service, backend, route, source translation, two entries.
+
+mod claim;
+
+use crate::abi::{
+    Address, Backend, Device, DeviceKey, DeviceRole, Family, Flow, FlowKey, FlowStep, Service,
+    ServiceKey, address_flag, flow_state, service_flag,
+};
+use crate::wire::{Frame, IpHeader, tcp_flag};
+
+use super::flow::{self, Carried};
+use super::headers::{self, Headers, Transport};
+use super::tables::FamilyTables;
+use super::verdict::{Event, Reason, Verdict, counted};
+use super::{Hook, Hop, RouteQuery, choice, forward, refuse};
+
+/// A connection in the making. In the kernel it lies in a per-CPU map: a hook's stack is 512 bytes,
+/// those of all functions that are called together.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Draft<F: Family> {
+    flow: Flow<F>,
+    key: FlowKey<F>,
+    answer: FlowKey<F>,
+    query: RouteQuery<F>,
+    backend: Backend,
+    service: Service,
+    hop: Hop,
+    source: F::Addr,
+    index: u32,
+    vlan: u32,
+    ifindex: u32,
+    /// The source is this node's address instead of the client's.
+    translated: bool,
+    syn: bool,
+    reset: bool,
+    pad: bool,
+}
+
+/// Who opens the connection.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Client {
+    Outside,
+    Pod,
+    ThisNode,
+}
+
+/// What was decided: a number, as for [`Verdict`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Admission(u64);
+
+impl Admission {
+    const REFUSE: u64 = 1 << 63;
+
+    /// There are flow entries now.
+    const MADE: Self = Self(u64::MAX);
+
+    /// All there is to do.
+    #[inline(always)]
+    const fn verdict(verdict: Verdict) -> Self {
+        Self(verdict.raw())
+    }
+
+    /// The packet goes no further, without an answer.
+    #[inline(always)]
+    const fn drop(reason: Reason) -> Self {
+        Self::verdict(Verdict::drop(reason))
+    }
+
+    /// The packet goes no further, and is answered in the service's name.
+    #[inline(always)]
+    const fn refuse(reason: Reason) -> Self {
+        Self(Self::REFUSE | Verdict::drop(reason).raw())
+    }
+}
+
+/// Handles a packet that no flow speaks for.
+///
+/// Not inlined: it has a stack of its own, and the established path stays small.
+#[inline(never)]
+pub(super) fn connect<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
+    frame: &mut P,
+    tables: &T,
+    ifindex: u32,
+) -> Verdict {
+    let length = frame.length();
+    let Some(headers) = headers::parse::<F, P>(frame) else {
+        return Verdict::PASS;
+    };
+    let Some(key) = headers.flow_key() else {
+        return without_ports::<H, F, T>(headers, tables, ifindex, length);
+    };
+    let Some(mut draft) = tables.draft() else {
+        return counted(Verdict::drop(Reason::Changing), tables, length);
+    };
+    draft.key = key;
+    draft.vlan = headers.link.vlan;
+    draft.ifindex = ifindex;
+    draft.syn = true;
+    draft.reset = false;
+    if let Transport::Tcp(tcp) = &headers.transport {
+        draft.syn = tcp.flags & tcp_flag::SYN != 0;
+        draft.reset = tcp.flags & tcp_flag::RST != 0;
+    }
+    let admission = admit::<H, F, T>(&mut draft, tables);
+    if admission != Admission::MADE {
+        let verdict = Verdict::from_raw(admission.0 & !Admission::REFUSE);
+        let answered = admission.0 & Admission::REFUSE != 0 && refuse::refuse::<F, P>(frame);
+        let verdict = counted(verdict, tables, length);
+        if !answered {
+            return verdict;
+        }
+        tables.count(Event::Refused as u32, length);
+        return Verdict::REPLY;
+    }
+    let Some(mut flow) = tables.flow(&draft.key) else {
+        return counted(Verdict::drop(Reason::Changing), tables, length);
+    };
+    match flow::carry::<H, F, P, T>(headers, &mut flow, tables, ifindex, length) {
+        Carried::Done(verdict) => counted(verdict, tables, length),
+        Carried::Rewritten { checksum, verdict } => {
+            flow::finish::<F, P>(frame, &checksum);
+            verdict
+        }
+        Carried::Stale => counted(Verdict::drop(Reason::Changing), tables, length),
+    }
+}
+
+/// Echo requests and fragments to an address that belongs to services.
+#[inline(always)]
+fn without_ports<H: Hook, F: Family, T: FamilyTables<F>>(
+    headers: Headers<'_, F>,
+    tables: &T,
+    ifindex: u32,
+    length: u32,
+) -> Verdict {
+    let Some(flags) = tables.address(&headers.ip.destination()) else {
+        return Verdict::PASS;
+    };
+    let key = DeviceKey {
+        ifindex,
+        vlan: headers.link.vlan,
+    };
+    let Some(device) = tables.device(&key) else {
+        return Verdict::PASS;
+    };
+    let verdict =
+        if flags.0 & address_flag::EXTERNAL == 0 && client::<H>(&device) == Client::Outside {
+            Verdict::drop(Reason::OutsideClusterAddress)
+        } else if let Transport::Echo(icmp) = headers.transport {
+            refuse::answer_echo::<F>(headers.link.ethernet, headers.ip, icmp);
+            tables.count(Event::EchoAnswered as u32, length);
+            Verdict::REPLY
+        } else {
+            Verdict::drop(Reason::Fragment)
+        };
+    counted(verdict, tables, length)
+}
+
+#[inline(always)]
+fn client<H: Hook>(device: &Device) -> Client {
+    if H::EGRESS {
+        Client::ThisNode
+    } else if DeviceRole::from_raw(device.role) == DeviceRole::Pod {
+        Client::Pod
+    } else {
+        Client::Outside
+    }
+}
+
+/// Decides whether there is a connection to make, and makes it.
+#[inline(never)]
+fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Admission {
+    if let Some(admission) = retire(draft, tables) {
+        return admission;
+    }
+    let key = DeviceKey {
+        ifindex: draft.ifindex,
+        vlan: draft.vlan,
+    };
+    let Some(device) = tables.device(&key) else {
+        return Admission::verdict(Verdict::PASS);
+    };
+    let client = client::<H>(&device);
+    if let Some(admission) = find_service(draft, client, tables) {
+        return admission;
+    }
+    if draft.reset {
+        return Admission::drop(Reason::OutOfState);
+    }
+    if choose_backend(draft, tables).is_none() {
+        return Admission::drop(Reason::Changing);
+    }
+    draft.query = RouteQuery {
+        source: draft.key.source,
+        destination: F::Addr::narrow(&draft.backend.address),
+        protocol: draft.key.protocol,
+        ifindex: draft.ifindex,
+    };
+    draft.hop = Hop::default();
+    forward::next_hop::<F, T>(tables, &draft.query, draft.vlan, &mut draft.hop);
+    let step = draft.hop.step;
+    if (H::XDP || draft.vlan != 0) && step != FlowStep::Transmit {
+        return Admission::verdict(Verdict::PASS);
+    }
+    if step == FlowStep::Resolve {
+        return Admission::drop(Reason::NoRoute);
+    }
+    let leaves =
+        client == Client::Outside && draft.hop.role != DeviceRole::Pod && step != FlowStep::Local;
+    draft.translated = leaves || draft.query.destination == draft.key.source;
+    draft.source = draft.key.source;
+    if draft.translated {
+        draft.source = egress_address::<F, T>(tables, &draft.hop, draft.vlan);
+        if draft.source == F::Addr::default() {
+            return Admission::drop(Reason::NoSourceAddress);
+        }
+    }
+    claim::make(draft, tables)
+}
+
+/// Removes both entries of a flow that no longer speaks for its packets. None: go on and make a new
+/// one.
+#[inline(always)]
+fn retire<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Option<Admission> {
+    let (original, gone) = {
+        let flow = tables.flow(&draft.key)?;
+        draft.answer = flow.peer_key(draft.key.protocol);
+        let gone = tables
+            .backend(flow.backend)
+            .is_none_or(|b| b.generation != flow.generation);
+        (flow.state & flow_state::ORIGINAL != 0, gone)
+    };
+    tables.remove_flow(&draft.answer);
+    tables.remove_flow(&draft.key);
+    (gone && (!original || !draft.syn)).then_some(Admission::refuse(Reason::BackendGone))
+}
+
+/// Finds the service that a packet is for; or what to do with a packet that is for none.
+#[inline(always)]
+fn find_service<F: Family, T: FamilyTables<F>>(
+    draft: &mut Draft<F>,
+    client: Client,
+    tables: &T,
+) -> Option<Admission> {
+    let key = ServiceKey {
+        address: draft.key.destination,
+        port: draft.key.destination_port,
+        protocol: draft.key.protocol,
+        pad: 0,
+    };
+    let outside = client == Client::Outside;
+    let Some(service) = tables.service(&key) else {
+        return Some(match tables.address(&draft.key.destination) {
+            None => Admission::verdict(Verdict::PASS),
+            Some(flags) if outside && flags.0 & address_flag::EXTERNAL == 0 => {
+                Admission::drop(Reason::OutsideClusterAddress)
+            }
+            Some(_) => Admission::refuse(Reason::UnknownPort),
+        });
+    };
+    draft.service = service;
+    if outside && service.flags & service_flag::EXTERNAL == 0 {
+        return Some(Admission::drop(Reason::OutsideClusterAddress));
+    }
+    (service.slots == 0).then_some(Admission::refuse(Reason::NoEndpoint))
+}
+
+/// Chooses the backend.
+///
+/// A record of `SERVICES_*` may be replaced while it is read; that the backend names the service again
+/// shows that what was read belongs together.
+#[inline(always)]
+fn choose_backend<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Option<()> {
+    let seed = if draft.service.flags & service_flag::MAGLEV != 0 {
+        0
+    } else {
+        tables.settings()?.seed.wrapping_add(tables.tick())
+    };
+    let slot = choice::scale(choice::tuple_hash(&draft.key, seed), draft.service.slots);
+    draft.index = tables.slot(draft.service.first_slot.wrapping_add(slot))?;
+    draft.backend = tables.backend(draft.index)?;
+    (draft.backend.service == draft.service.id).then_some(())
+}
+
+/// This node's address towards the device that a packet leaves by.
+#[inline(always)]
+fn egress_address<F: Family, T: FamilyTables<F>>(tables: &T, hop: &Hop, vlan: u32) -> F::Addr {
+    let key = DeviceKey {
+        ifindex: hop.ifindex,
+        vlan,
+    };
+    let Some(device) = tables.device(&key) else {
+        return F::Addr::default();
+    };
+    if F::IS_V6 {
+        F::Addr::narrow(&device.source_v6.widen())
+    } else {
+        F::Addr::narrow(&device.source_v4.widen())
+    }
+}

@@ -1,0 +1,110 @@
+//! Where a rewritten packet goes next.
+
+use crate::abi::{DeviceKey, DeviceRole, Family, Flow, FlowStep};
+use crate::wire::MacAddr;
+
+use super::tables::FamilyTables;
+
+/// A question to the routing table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RouteQuery<F: Family> {
+    /// Source of the packet as it leaves.
+    pub source: F::Addr,
+    /// Destination of the packet as it leaves.
+    pub destination: F::Addr,
+    /// Transport protocol.
+    pub protocol: u8,
+    /// The device that the packet came in on, which decides forwarding and policy routes.
+    pub ifindex: u32,
+}
+
+/// The answer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Hop {
+    /// What to do; [`FlowStep::Resolve`] means that there is no route.
+    pub step: FlowStep,
+    /// The device that the packet leaves by.
+    pub ifindex: u32,
+    /// What that device is to us.
+    pub role: DeviceRole,
+    /// Link-layer address of the next hop.
+    pub link_destination: MacAddr,
+    /// Link-layer address of the device.
+    pub link_source: MacAddr,
+}
+
+/// Asks for the next hop of a packet that will be from `source` to `destination`.
+///
+/// A tagged frame belongs to the VLAN device above the hook's device. It can be sent on from here
+/// only through the same VLAN, where its tags stay right; otherwise the hook of the VLAN device, which
+/// sees it without tags, has to do it, and the step is [`FlowStep::Resolve`].
+#[inline(always)]
+pub(super) fn next_hop<F: Family, T: FamilyTables<F>>(
+    tables: &T,
+    query: &RouteQuery<F>,
+    vlan: u32,
+    hop: &mut Hop,
+) {
+    if vlan == 0 {
+        tables.route(query, hop);
+    } else {
+        let key = DeviceKey {
+            ifindex: query.ifindex,
+            vlan,
+        };
+        let Some(device) = tables.device(&key) else {
+            return;
+        };
+        tables.route(
+            &RouteQuery {
+                ifindex: device.ifindex,
+                ..*query
+            },
+            hop,
+        );
+        let stays = hop.ifindex == device.ifindex
+            && matches!(hop.step, FlowStep::Transmit | FlowStep::Enqueue);
+        hop.step = if stays {
+            FlowStep::Transmit
+        } else {
+            FlowStep::Resolve
+        };
+        hop.ifindex = query.ifindex;
+        return;
+    }
+    if hop.step == FlowStep::Enqueue && hop.ifindex == query.ifindex {
+        // Back out of the device it came in on: XDP can do that on any device.
+        hop.step = FlowStep::Transmit;
+    }
+}
+
+/// Asks for the next hop of a flow anew and stores the answer in it.
+#[inline(never)]
+pub(super) fn refresh<F: Family, T: FamilyTables<F>>(
+    tables: &T,
+    flow: &mut Flow<F>,
+    protocol: u8,
+    ifindex: u32,
+    vlan: u32,
+) {
+    let query = RouteQuery {
+        source: flow.source,
+        destination: flow.destination,
+        protocol,
+        ifindex,
+    };
+    let mut hop = Hop::default();
+    next_hop::<F, T>(tables, &query, vlan, &mut hop);
+    store(flow, &hop, vlan);
+}
+
+#[inline(always)]
+pub(super) fn store<F: Family>(flow: &mut Flow<F>, hop: &Hop, vlan: u32) {
+    flow.ifindex = hop.ifindex;
+    flow.vlan = vlan;
+    flow.link_destination = hop.link_destination;
+    flow.link_source = hop.link_source;
+    flow.step = hop.step as u8;
+}

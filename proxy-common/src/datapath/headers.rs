@@ -1,0 +1,211 @@
+//! Finding the headers of a frame, once.
+
+use crate::abi::{Family, FlowKey};
+use crate::wire::{
+    Be16, Cursor, Ethernet, ExtensionHeader, FragmentHeader, Frame, Icmp, IpHeader, Ipv4, Ipv6,
+    Sctp, Tcp, Udp, Vlan, ethertype, protocol,
+};
+
+/// How many IPv6 extension headers are walked. A packet with more passes untouched.
+pub const MAX_EXTENSION_HEADERS: u32 = 4;
+
+/// How many VLAN tags are walked, a tag kept beside the frame included.
+pub const MAX_TAGS: u32 = 2;
+
+/// The link layer: Ethernet and its tags.
+pub struct Link<'f> {
+    /// The Ethernet header.
+    pub ethernet: &'f mut Ethernet,
+    /// What follows the tags.
+    pub ethertype: Be16,
+    /// Tags, in the form of [`DeviceKey::vlan`](crate::abi::DeviceKey::vlan).
+    pub vlan: u32,
+    /// Bytes of Ethernet header and tags in the frame.
+    pub length: u32,
+}
+
+impl<'f> Link<'f> {
+    const TAGGED: u32 = 1 << 31;
+
+    /// Parses the link layer. None: too short, or more than [`MAX_TAGS`] tags.
+    #[inline(always)]
+    pub fn parse(cursor: &mut Cursor<'f>, offloaded_tag: Option<u16>) -> Option<Self> {
+        let ethernet = cursor.take::<Ethernet>()?;
+        let mut link = Self {
+            ethertype: ethernet.ethertype,
+            ethernet,
+            vlan: 0,
+            length: 14,
+        };
+        let mut room = MAX_TAGS;
+        if let Some(tci) = offloaded_tag {
+            link.vlan = Self::TAGGED | u32::from(tci & 0xfff) << 16;
+            room -= 1;
+        }
+        for _ in 0..MAX_TAGS {
+            if link.ethertype != ethertype::VLAN && link.ethertype != ethertype::QINQ {
+                break;
+            }
+            if room == 0 {
+                return None;
+            }
+            room -= 1;
+            let tag = cursor.take::<Vlan>()?;
+            link.vlan |= if link.vlan == 0 {
+                Self::TAGGED | u32::from(tag.id()) << 16
+            } else {
+                u32::from(tag.id())
+            };
+            link.ethertype = tag.ethertype;
+            link.length += 4;
+        }
+        Some(link)
+    }
+}
+
+/// What follows the IP header and its options.
+pub enum Transport<'f> {
+    /// TCP.
+    Tcp(&'f mut Tcp),
+    /// UDP.
+    Udp(&'f mut Udp),
+    /// SCTP.
+    Sctp(&'f mut Sctp),
+    /// An ICMP echo request or reply.
+    Echo(&'f mut Icmp),
+    /// A fragment: the transport header is not here, or does not speak for the rest.
+    Fragment,
+}
+
+/// The headers of a packet of family `F`, each found once.
+pub struct Headers<'f, F: Family> {
+    /// Ethernet and tags.
+    pub link: Link<'f>,
+    /// IPv4 or IPv6.
+    pub ip: &'f mut F::Header,
+    /// Offset of the transport header from the start of the frame, bytes.
+    pub transport_offset: u32,
+    /// What follows.
+    pub transport: Transport<'f>,
+}
+
+impl<F: Family> Headers<'_, F> {
+    /// The packet's place in the flow tables; none for echo and fragments.
+    #[inline(always)]
+    #[must_use]
+    pub fn flow_key(&self) -> Option<FlowKey<F>> {
+        let (source_port, destination_port, protocol) = match &self.transport {
+            Transport::Tcp(tcp) => (tcp.source, tcp.destination, protocol::TCP),
+            Transport::Udp(udp) => (udp.source, udp.destination, protocol::UDP),
+            Transport::Sctp(sctp) => (sctp.source, sctp.destination, protocol::SCTP),
+            Transport::Echo(_) | Transport::Fragment => return None,
+        };
+        Some(FlowKey {
+            source: self.ip.source(),
+            destination: self.ip.destination(),
+            source_port,
+            destination_port,
+            protocol,
+            pad: [0; 3],
+        })
+    }
+
+    /// Whether IPv4 options or IPv6 extension headers stand before the transport header.
+    #[inline(always)]
+    #[must_use]
+    pub fn has_options(&self) -> bool {
+        self.transport_offset != self.link.length + F::HEADER
+    }
+}
+
+/// Finds the headers of a packet of family `F`. None: it is none that we handle.
+#[inline(always)]
+pub fn parse<F: Family, P: Frame>(frame: &mut P) -> Option<Headers<'_, F>> {
+    let tag = frame.offloaded_tag();
+    let mut cursor = frame.cursor();
+    let link = Link::parse(&mut cursor, tag)?;
+    let (next, options, fragment) = if F::IS_V6 {
+        v6_chain(&cursor)?
+    } else {
+        v4_options(&cursor)?
+    };
+    let ip = cursor.take::<F::Header>()?;
+    cursor.skip(options);
+    let transport_offset = link.length + F::HEADER + options;
+    let transport = if fragment {
+        Transport::Fragment
+    } else {
+        match next {
+            protocol::TCP => Transport::Tcp(cursor.take::<Tcp>()?),
+            protocol::UDP => Transport::Udp(cursor.take::<Udp>()?),
+            protocol::SCTP => Transport::Sctp(cursor.take::<Sctp>()?),
+            next if next == F::ICMP => echo::<F>(&mut cursor)?,
+            _ => return None,
+        }
+    };
+    Some(Headers {
+        link,
+        ip,
+        transport_offset,
+        transport,
+    })
+}
+
+#[inline(always)]
+fn echo<'f, F: Family>(cursor: &mut Cursor<'f>) -> Option<Transport<'f>> {
+    let icmp = cursor.take::<Icmp>()?;
+    (icmp.kind == super::refuse::echo_request::<F>()).then_some(Transport::Echo(icmp))
+}
+
+/// Protocol, bytes of options, whether it is a fragment.
+#[inline(always)]
+fn v4_options(cursor: &Cursor<'_>) -> Option<(u8, u32, bool)> {
+    let ip = cursor.peek::<Ipv4>()?;
+    let words = u32::from(ip.version_ihl & 0xf);
+    if ip.version_ihl >> 4 != 4 || words < 5 {
+        return None;
+    }
+    let fragment = ip.flags_offset.get() & (Ipv4::MORE_FRAGMENTS | Ipv4::OFFSET) != 0;
+    Some((ip.protocol, (words - 5) * 4, fragment))
+}
+
+/// Protocol, bytes of extension headers, whether it is a fragment.
+#[inline(always)]
+fn v6_chain(cursor: &Cursor<'_>) -> Option<(u8, u32, bool)> {
+    let mut walk = cursor.fork();
+    let ip = walk.peek::<Ipv6>()?;
+    if ip.version_class_label.get() >> 28 != 6 {
+        return None;
+    }
+    walk.skip(40);
+    let mut next = ip.next_header;
+    let mut bytes = 0;
+    for _ in 0..MAX_EXTENSION_HEADERS {
+        match next {
+            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
+                let header = walk.peek::<ExtensionHeader>()?;
+                let length = (u32::from(header.length) + 1) * 8;
+                if length > MAX_EXTENSION_BYTES {
+                    return None;
+                }
+                walk.skip(length);
+                bytes += length;
+                next = header.next_header;
+            }
+            protocol::FRAGMENT => {
+                let header = walk.peek::<FragmentHeader>()?;
+                if header.offset_more.get() & 0xfff9 != 0 {
+                    return Some((header.next_header, bytes, true));
+                }
+                walk.skip(8);
+                bytes += 8;
+                next = header.next_header;
+            }
+            _ => break,
+        }
+    }
+    Some((next, bytes, false))
+}
+
+/// Longest single extension header that is walked, bytes.
+const MAX_EXTENSION_BYTES: u32 = 256;

@@ -1,0 +1,143 @@
+//! Frames under TC.
+
+use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode};
+use aya_ebpf::helpers::{
+    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+};
+use proxy_common::wire::{Cursor, Delta, Frame};
+
+use crate::maps;
+
+/// A frame that the kernel has put into a socket buffer.
+pub(crate) struct SkbFrame {
+    skb: *mut __sk_buff,
+}
+
+/// As many bytes as headers can take up, nearly always; the rest may lie in pages.
+const LINEAR: u32 = 128;
+
+impl SkbFrame {
+    /// Makes sure that the headers can be reached.
+    #[inline(always)]
+    pub(crate) fn new(skb: *mut __sk_buff) -> Self {
+        let frame = Self { skb };
+        let linear = frame.data_end() - frame.data();
+        let wanted = frame.length().min(LINEAR);
+        if linear < wanted as usize {
+            // SAFETY: the helper checks the length; no pointer into the frame is alive.
+            unsafe { bpf_skb_pull_data(skb, wanted) };
+        }
+        frame
+    }
+
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel's context outlives the program.
+        unsafe { (*self.skb).ifindex }
+    }
+
+    /// Whether the packet came in by a device, and was not made on this node.
+    #[inline(always)]
+    pub(crate) fn is_forwarded(&self) -> bool {
+        // SAFETY: as above.
+        (unsafe { (*self.skb).ingress_ifindex }) != 0
+    }
+
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: as above.
+        (unsafe { (*self.skb).data }) as usize
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: as above.
+        (unsafe { (*self.skb).data_end }) as usize
+    }
+}
+
+impl Frame for SkbFrame {
+    const CHECKSUM_OFFLOAD: bool = true;
+
+    #[inline(always)]
+    fn cursor(&mut self) -> Cursor<'_> {
+        // SAFETY: the bounds are the kernel's, `&mut self` makes the borrow exclusive, and the
+        // kernel aligns a frame's start to at least 2.
+        unsafe { Cursor::from_raw(self.data() as *mut u8, self.data_end() as *mut u8) }
+    }
+
+    #[inline(always)]
+    fn offloaded_tag(&self) -> Option<u16> {
+        // SAFETY: the kernel's context outlives the program.
+        let present = unsafe { (*self.skb).vlan_present };
+        // SAFETY: as above.
+        (present != 0).then(|| (unsafe { (*self.skb).vlan_tci }) as u16)
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.skb).len }
+    }
+
+    #[inline(always)]
+    fn adjust_transport_checksum(
+        &mut self,
+        offset: u32,
+        address: Delta,
+        ports: Delta,
+        udp: bool,
+        v6: bool,
+    ) {
+        let zero_is_none = if udp {
+            u64::from(BPF_F_MARK_MANGLED_0)
+        } else {
+            0
+        };
+        let family = if v6 { maps::l4_csum_ipv6() } else { 0 };
+        let pseudo = u64::from(BPF_F_PSEUDO_HDR) | zero_is_none | family;
+        // SAFETY: the helper checks the offset; no pointer into the frame is alive.
+        unsafe { bpf_l4_csum_replace(self.skb, offset, 0, u64::from(address.raw()), pseudo) };
+        if ports != Delta::ZERO {
+            // SAFETY: as above.
+            unsafe {
+                bpf_l4_csum_replace(self.skb, offset, 0, u64::from(ports.raw()), zero_is_none)
+            };
+        }
+    }
+
+    #[inline(always)]
+    fn update_stack_checksum(&mut self, delta: Delta) {
+        // SAFETY: the helper takes a plain number, and does nothing unless the device has summed up
+        // the whole packet.
+        unsafe { bpf_csum_update(self.skb, u32::from(delta.raw())) };
+    }
+
+    #[inline(always)]
+    fn checksum_is_partial(&mut self, offset: u32) -> bool {
+        // A change that is not of the pseudo-header leaves a partial checksum alone
+        // (inet_proto_csum_replace_by_diff).
+        let mut probe = 1_u16;
+        // SAFETY: the helper checks the offset, and reads two bytes of the stack.
+        unsafe { bpf_skb_store_bytes(self.skb, offset, (&raw const probe).cast(), 2, 0) };
+        // SAFETY: as above.
+        unsafe { bpf_l4_csum_replace(self.skb, offset, 0, 1, 0) };
+        // SAFETY: the helper checks the offset, and writes two bytes to the stack.
+        unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, (&raw mut probe).cast(), 2) };
+        probe == 1
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, _link: u32, bytes: u32) -> Option<()> {
+        let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
+        // SAFETY: the helper checks the length; no pointer into the frame is alive.
+        (unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, mode, 0) } == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: u32) -> Option<()> {
+        // SAFETY: the helper checks the length; no pointer into the frame is alive.
+        (unsafe { bpf_skb_change_tail(self.skb, length, 0) } == 0).then_some(())
+    }
+}

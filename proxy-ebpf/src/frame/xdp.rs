@@ -1,0 +1,101 @@
+//! Frames under XDP.
+
+use aya_ebpf::bindings::xdp_md;
+use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
+use proxy_common::wire::{Cursor, Delta, Frame};
+
+/// A frame that the driver has just received.
+pub(crate) struct XdpFrame {
+    context: *mut xdp_md,
+}
+
+impl XdpFrame {
+    #[inline(always)]
+    pub(crate) const fn new(context: *mut xdp_md) -> Self {
+        Self { context }
+    }
+
+    #[inline(always)]
+    pub(crate) fn ifindex(&self) -> u32 {
+        // SAFETY: the kernel's context outlives the program.
+        unsafe { (*self.context).ingress_ifindex }
+    }
+
+    #[inline(always)]
+    fn data(&self) -> usize {
+        // SAFETY: as above.
+        (unsafe { (*self.context).data }) as usize
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        // SAFETY: as above.
+        (unsafe { (*self.context).data_end }) as usize
+    }
+}
+
+/// Longest link layer: Ethernet and two tags, in 16-bit words.
+const LINK_WORDS: usize = 11;
+
+impl Frame for XdpFrame {
+    const CHECKSUM_OFFLOAD: bool = false;
+
+    #[inline(always)]
+    fn cursor(&mut self) -> Cursor<'_> {
+        // SAFETY: the bounds are the kernel's, `&mut self` makes the borrow exclusive, and drivers
+        // align a frame's start to at least 2.
+        unsafe { Cursor::from_raw(self.data() as *mut u8, self.data_end() as *mut u8) }
+    }
+
+    #[inline(always)]
+    fn offloaded_tag(&self) -> Option<u16> {
+        None
+    }
+
+    #[inline(always)]
+    fn length(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
+    }
+
+    #[inline(always)]
+    fn adjust_transport_checksum(&mut self, _: u32, _: Delta, _: Delta, _: bool, _: bool) {}
+
+    #[inline(always)]
+    fn update_stack_checksum(&mut self, _: Delta) {}
+
+    #[inline(always)]
+    fn checksum_is_partial(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, link: u32, bytes: u32) -> Option<()> {
+        // SAFETY: the helper checks the headroom; no pointer into the frame is alive.
+        if unsafe { bpf_xdp_adjust_head(self.context, -(bytes as i32)) } != 0 {
+            return None;
+        }
+        let start = self.data();
+        let end = self.data_end();
+        let bytes = (bytes & 0x3f) as usize;
+        for word in 0..LINK_WORDS {
+            if word * 2 >= link as usize {
+                break;
+            }
+            let to = start + word * 2;
+            let from = to + bytes;
+            if from + 2 > end || to + 2 > end {
+                return None;
+            }
+            // SAFETY: both words lie within the frame, as just checked.
+            unsafe { *(to as *mut u16) = *(from as *const u16) };
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn truncate(&mut self, length: u32) -> Option<()> {
+        let by = length as i32 - self.length() as i32;
+        // SAFETY: the helper checks the bounds; no pointer into the frame is alive.
+        (unsafe { bpf_xdp_adjust_tail(self.context, by) } == 0).then_some(())
+    }
+}

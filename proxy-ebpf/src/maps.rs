@@ -1,0 +1,86 @@
+//! The maps, as `proxy_common::abi::MAPS` lists them, and load-time globals.
+
+use aya_ebpf::Global;
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
+use proxy_common::abi::{
+    Addr4, Addr6, AddressFlags, Backend, Counter, Device, DeviceKey, FILTER_WORDS, Flow, FlowKey,
+    OBJECT_NAME_BYTES, Service, ServiceKey, Settings, V4, V6,
+};
+use proxy_common::datapath::Draft;
+
+#[map]
+pub(crate) static SETTINGS: Array<Settings> = Array::with_max_entries(1, 0);
+
+/// Read by tools only; named here so that the loader makes it.
+#[map]
+pub(crate) static OBJECTS: HashMap<u32, [u8; OBJECT_NAME_BYTES]> =
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static BACKENDS: Array<Backend> = Array::with_max_entries(131_072, 0);
+
+#[map]
+pub(crate) static SLOTS: Array<u32> = Array::with_max_entries(1_048_576, 0);
+
+#[map]
+pub(crate) static FILTER: Array<u64> = Array::with_max_entries(FILTER_WORDS, 0);
+
+#[map]
+pub(crate) static SERVICES_V4: HashMap<ServiceKey<V4>, Service> =
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static SERVICES_V6: HashMap<ServiceKey<V6>, Service> =
+    HashMap::with_max_entries(131_072, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static ADDRESSES_V4: HashMap<Addr4, AddressFlags> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static ADDRESSES_V6: HashMap<Addr6, AddressFlags> =
+    HashMap::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static DEVICES: HashMap<DeviceKey, Device> =
+    HashMap::with_max_entries(4_096, BPF_F_NO_PREALLOC);
+
+#[map]
+pub(crate) static TX_PORTS: DevMapHash = DevMapHash::with_max_entries(64, 0);
+
+#[map]
+pub(crate) static FLOWS_V4: HashMap<FlowKey<V4>, Flow<V4>> = HashMap::with_max_entries(262_144, 0);
+
+#[map]
+pub(crate) static FLOWS_V6: HashMap<FlowKey<V6>, Flow<V6>> = HashMap::with_max_entries(262_144, 0);
+
+#[map]
+pub(crate) static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(64, 0);
+
+/// Where a connection is made; not pinned.
+#[map]
+pub(crate) static DRAFTS_V4: PerCpuArray<Draft<V4>> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where a connection is made; not pinned.
+#[map]
+pub(crate) static DRAFTS_V6: PerCpuArray<Draft<V6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// The time in ticks, for tests that stop the clock; 0: jiffies.
+#[unsafe(no_mangle)]
+static FIXED_TICK: Global<u32> = Global::new(0);
+
+/// `BPF_F_IPV6` where `bpf_l4_csum_replace` knows it (kernel commit ead7f9b8de65), else 0.
+#[unsafe(no_mangle)]
+static L4_CSUM_IPV6: Global<u64> = Global::new(0);
+
+#[inline(always)]
+pub(crate) fn fixed_tick() -> u32 {
+    FIXED_TICK.load()
+}
+
+#[inline(always)]
+pub(crate) fn l4_csum_ipv6() -> u64 {
+    L4_CSUM_IPV6.load()
+}

@@ -1,0 +1,269 @@
+//! The maps and the kernel's routing table as the tables that decisions are made from.
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
+    BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup, xdp_md,
+};
+use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use core::ffi::c_void;
+use proxy_common::abi::{
+    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, DeviceRole, Family, FilterKind, Flow,
+    FlowKey, FlowStep, Service, ServiceKey, Settings, V4, V6, device_flag, filter_position,
+};
+use proxy_common::datapath::{Draft, FamilyTables, Hop, Insertion, RouteQuery, Tables};
+use proxy_common::wire::MacAddr;
+
+use crate::maps;
+
+/// The maps of one hook's run.
+pub(crate) struct Maps {
+    context: *mut c_void,
+}
+
+impl Maps {
+    #[inline(always)]
+    pub(crate) const fn xdp(context: *mut xdp_md) -> Self {
+        Self {
+            context: context.cast(),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn skb(context: *mut __sk_buff) -> Self {
+        Self {
+            context: context.cast(),
+        }
+    }
+}
+
+#[inline(always)]
+fn array<T: Copy>(map: &Array<T>, index: u32) -> Option<T> {
+    let record = map.get_ptr(index)?;
+    // SAFETY: a record of an array lives as long as the map; the daemon may write to it meanwhile,
+    // and any bits make a record.
+    Some(unsafe { *record })
+}
+
+#[inline(always)]
+fn hash<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
+    let record = map.get_ptr(key)?;
+    // SAFETY: the kernel keeps the record's memory until the program ends; any bits make a record.
+    Some(unsafe { *record })
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn tick(&self) -> u32 {
+        match maps::fixed_tick() {
+            // SAFETY: the helper takes nothing. The JIT puts a load in its place.
+            0 => (unsafe { bpf_jiffies64() } >> 8) as u32,
+            fixed => fixed,
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, index: u32, bytes: u32) {
+        if let Some(counter) = maps::COUNTERS.get_ptr_mut(index) {
+            // SAFETY: this CPU's own record, which no other program writes to meanwhile.
+            let counter = unsafe { &mut *counter };
+            counter.packets += 1;
+            counter.bytes += u64::from(bytes);
+        }
+    }
+
+    #[inline(always)]
+    fn settings(&self) -> Option<Settings> {
+        array(&maps::SETTINGS, 0)
+    }
+
+    #[inline(always)]
+    fn device(&self, key: &DeviceKey) -> Option<Device> {
+        hash(&maps::DEVICES, key)
+    }
+
+    #[inline(always)]
+    fn slot(&self, index: u32) -> Option<u32> {
+        array(&maps::SLOTS, index)
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u32) -> Option<Backend> {
+        array(&maps::BACKENDS, index)
+    }
+}
+
+/// Where each family's records are.
+trait FamilyMaps: Family {
+    fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
+    fn services() -> &'static HashMap<ServiceKey<Self>, Service>;
+    fn addresses() -> &'static HashMap<Self::Addr, AddressFlags>;
+    fn drafts() -> &'static PerCpuArray<Draft<Self>>;
+    fn ask(query: &RouteQuery<Self>, lookup: &mut bpf_fib_lookup);
+}
+
+impl FamilyMaps for V4 {
+    #[inline(always)]
+    fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>> {
+        &maps::FLOWS_V4
+    }
+
+    #[inline(always)]
+    fn services() -> &'static HashMap<ServiceKey<Self>, Service> {
+        &maps::SERVICES_V4
+    }
+
+    #[inline(always)]
+    fn addresses() -> &'static HashMap<Addr4, AddressFlags> {
+        &maps::ADDRESSES_V4
+    }
+
+    #[inline(always)]
+    fn drafts() -> &'static PerCpuArray<Draft<Self>> {
+        &maps::DRAFTS_V4
+    }
+
+    #[inline(always)]
+    fn ask(query: &RouteQuery<Self>, lookup: &mut bpf_fib_lookup) {
+        const AF_INET: u8 = 2;
+        lookup.family = AF_INET;
+        lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(query.source.bytes());
+        lookup.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(query.destination.bytes());
+    }
+}
+
+impl FamilyMaps for V6 {
+    #[inline(always)]
+    fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>> {
+        &maps::FLOWS_V6
+    }
+
+    #[inline(always)]
+    fn services() -> &'static HashMap<ServiceKey<Self>, Service> {
+        &maps::SERVICES_V6
+    }
+
+    #[inline(always)]
+    fn addresses() -> &'static HashMap<Addr6, AddressFlags> {
+        &maps::ADDRESSES_V6
+    }
+
+    #[inline(always)]
+    fn drafts() -> &'static PerCpuArray<Draft<Self>> {
+        &maps::DRAFTS_V6
+    }
+
+    #[inline(always)]
+    fn ask(query: &RouteQuery<Self>, lookup: &mut bpf_fib_lookup) {
+        const AF_INET6: u8 = 10;
+        lookup.family = AF_INET6;
+        lookup.__bindgen_anon_3.ipv6_src = words(query.source);
+        lookup.__bindgen_anon_4.ipv6_dst = words(query.destination);
+    }
+}
+
+#[inline(always)]
+fn words(Addr6([a, b, c, d, e, f, g, h]): Addr6) -> [u32; 4] {
+    let join = |low: u16, high: u16| u32::from(high) << 16 | u32::from(low);
+    [join(a, b), join(c, d), join(e, f), join(g, h)]
+}
+
+impl<F: FamilyMaps> FamilyTables<F> for Maps {
+    type FlowRef<'t> = &'t mut Flow<F>;
+    type DraftRef<'t> = &'t mut Draft<F>;
+
+    #[inline(always)]
+    fn may_be_ours(&self, kind: FilterKind, address: &F::Addr) -> bool {
+        let (word, bit) = filter_position(kind, address);
+        array(&maps::FILTER, word).is_some_and(|bits| bits & bit != 0)
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey<F>) -> Option<&mut Flow<F>> {
+        let flow = F::flows().get_ptr_mut(key)?;
+        // SAFETY: the kernel keeps the record's memory until the program ends. Other CPUs may write
+        // to it meanwhile: of what they write, each field is valid by itself.
+        Some(unsafe { &mut *flow })
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insertion {
+        const EEXIST: i32 = -17;
+        match F::flows().insert(key, flow, u64::from(BPF_NOEXIST)) {
+            Ok(()) => Insertion::Done,
+            Err(EEXIST) => Insertion::Exists,
+            Err(_) => Insertion::Full,
+        }
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey<F>) {
+        // That there is none is as good.
+        let _ = F::flows().remove(key);
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
+        hash(F::services(), key)
+    }
+
+    #[inline(always)]
+    fn address(&self, address: &F::Addr) -> Option<AddressFlags> {
+        hash(F::addresses(), address)
+    }
+
+    #[inline(always)]
+    fn route(&self, query: &RouteQuery<F>, hop: &mut Hop) {
+        // SAFETY: all zeros is a valid value.
+        let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        lookup.l4_protocol = query.protocol;
+        lookup.ifindex = query.ifindex;
+        F::ask(query, &mut lookup);
+        let size = size_of::<bpf_fib_lookup>() as i32;
+        // SAFETY: the context is the hook's, and the structure is of the size given.
+        let code = unsafe { fib_lookup(self.context, &raw mut lookup, size, 0) };
+        let code = code as u32;
+        if matches!(
+            code,
+            BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT
+        ) {
+            hop.step = FlowStep::Resolve;
+            return;
+        }
+        if code != BPF_FIB_LKUP_RET_SUCCESS && code != BPF_FIB_LKUP_RET_NO_NEIGH {
+            // Not to be forwarded, or not by us: this node's own address, a packet larger than the
+            // MTU, a route that needs encapsulation. The kernel knows what to do.
+            hop.step = FlowStep::Local;
+            return;
+        }
+        hop.ifindex = lookup.ifindex;
+        let device = self.device(&DeviceKey {
+            ifindex: lookup.ifindex,
+            vlan: 0,
+        });
+        let device = device.unwrap_or_default();
+        hop.role = DeviceRole::from_raw(device.role);
+        if code == BPF_FIB_LKUP_RET_NO_NEIGH {
+            hop.step = FlowStep::Neighbour;
+            return;
+        }
+        hop.link_destination = MacAddr::from_bytes(lookup.dmac);
+        hop.link_source = MacAddr::from_bytes(lookup.smac);
+        hop.step = if hop.role == DeviceRole::Pod {
+            FlowStep::Pod
+        } else if device.flags & device_flag::XDP_TARGET != 0 {
+            FlowStep::Transmit
+        } else {
+            FlowStep::Enqueue
+        };
+    }
+
+    #[inline(always)]
+    fn draft(&self) -> Option<&mut Draft<F>> {
+        let draft = F::drafts().get_ptr_mut(0)?;
+        // SAFETY: this CPU's own record; no other program of ours runs on this CPU meanwhile (hooks
+        // run with bottom halves disabled), and any bits make a valid `Draft` but for its flags,
+        // which only this code writes.
+        Some(unsafe { &mut *draft })
+    }
+}
