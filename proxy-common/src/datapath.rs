@@ -21,7 +21,7 @@ pub use verdict::{Event, Reason, Verdict};
 
 use crate::abi::{Family, FilterKind, V4, V6};
 use crate::wire::{Frame, IpHeader, ethertype};
-use headers::{Link, Transport};
+use headers::Link;
 
 /// Where a program is attached. What differs between hooks is decided at compile time.
 pub trait Hook {
@@ -88,6 +88,21 @@ where
     P: Frame,
     T: FamilyTables<F>,
 {
+    match established::<H, F, P, T>(frame, tables, ifindex) {
+        Verdict::UNKNOWN => connect::connect::<H, F, P, T>(frame, tables, ifindex),
+        verdict => verdict,
+    }
+}
+
+/// Carries a packet of an established connection. [`Verdict::UNKNOWN`]: it belongs to none.
+#[inline(always)]
+fn established<H, F, P, T>(frame: &mut P, tables: &T, ifindex: u32) -> Verdict
+where
+    H: Hook,
+    F: Family,
+    P: Frame,
+    T: FamilyTables<F>,
+{
     let length = frame.length();
     let Some(headers) = headers::parse::<F, P>(frame) else {
         return Verdict::PASS;
@@ -96,25 +111,33 @@ where
     if !to_ours && !tables.may_be_ours(FilterKind::Source, &headers.ip.source()) {
         return Verdict::PASS;
     }
-    if let Some(key) = headers.flow_key() {
-        if let Some(mut flow) = tables.flow(&key) {
-            return match flow::carry::<H, F, P, T>(headers, &mut flow, tables, ifindex, length) {
-                flow::Carried::Done(verdict) => verdict::counted(verdict, tables, length),
-                flow::Carried::Rewritten { checksum, verdict } => {
-                    flow::finish::<F, P>(frame, &checksum);
-                    verdict
-                }
-                flow::Carried::Stale => {
-                    drop(flow);
-                    connect::connect::<H, F, P, T>(frame, tables, ifindex)
-                }
-            };
-        }
-    } else if !matches!(headers.transport, Transport::Echo(_) | Transport::Fragment) {
-        return Verdict::PASS;
+    if let Some(key) = headers.flow_key()
+        && let Some(mut flow) = tables.flow(&key)
+    {
+        return match flow::carry::<H, F, P, T>(headers, &mut flow, tables, ifindex, length) {
+            flow::Carried::Done(verdict) => verdict::counted(verdict, tables, length),
+            flow::Carried::Rewritten { checksum, verdict } => {
+                flow::finish::<F, P>(frame, &checksum);
+                verdict
+            }
+            flow::Carried::Stale => Verdict::UNKNOWN,
+        };
     }
-    if !to_ours {
-        return Verdict::PASS;
+    if to_ours {
+        Verdict::UNKNOWN
+    } else {
+        Verdict::PASS
     }
-    connect::connect::<H, F, P, T>(frame, tables, ifindex)
+}
+
+/// [`established`], for a packet whose connection has just been made.
+#[inline(never)]
+fn established_again<H, F, P, T>(frame: &mut P, tables: &T, ifindex: u32) -> Verdict
+where
+    H: Hook,
+    F: Family,
+    P: Frame,
+    T: FamilyTables<F>,
+{
+    established::<H, F, P, T>(frame, tables, ifindex)
 }

@@ -1,7 +1,7 @@
 //! The maps, as `proxy_common::abi::MAPS` lists them, and load-time globals.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
 use proxy_common::abi::{
@@ -66,6 +66,10 @@ pub(crate) static DRAFTS_V4: PerCpuArray<Draft<V4>> = PerCpuArray::with_max_entr
 /// Where a connection is made; not pinned.
 #[map]
 pub(crate) static DRAFTS_V6: PerCpuArray<Draft<V6>> = PerCpuArray::with_max_entries(1, 0);
+
+/// Where the kernel is asked for a route; not pinned.
+#[map]
+pub(crate) static ROUTE_QUERIES: PerCpuArray<bpf_fib_lookup> = PerCpuArray::with_max_entries(1, 0);
 
 /// The time in ticks, for tests that stop the clock; 0: jiffies.
 #[unsafe(no_mangle)]

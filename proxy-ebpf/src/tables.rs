@@ -63,12 +63,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn count(&self, index: u32, bytes: u32) {
+    fn count(&self, index: u32, bytes: u64) {
         if let Some(counter) = maps::COUNTERS.get_ptr_mut(index) {
             // SAFETY: this CPU's own record, which no other program writes to meanwhile.
             let counter = unsafe { &mut *counter };
             counter.packets += 1;
-            counter.bytes += u64::from(bytes);
+            counter.bytes += bytes;
         }
     }
 
@@ -99,7 +99,7 @@ trait FamilyMaps: Family {
     fn services() -> &'static HashMap<ServiceKey<Self>, Service>;
     fn addresses() -> &'static HashMap<Self::Addr, AddressFlags>;
     fn drafts() -> &'static PerCpuArray<Draft<Self>>;
-    fn ask(query: &RouteQuery<Self>, lookup: &mut bpf_fib_lookup);
+    fn ask(query: &RouteQuery<'_, Self>, lookup: &mut bpf_fib_lookup);
 }
 
 impl FamilyMaps for V4 {
@@ -124,7 +124,7 @@ impl FamilyMaps for V4 {
     }
 
     #[inline(always)]
-    fn ask(query: &RouteQuery<Self>, lookup: &mut bpf_fib_lookup) {
+    fn ask(query: &RouteQuery<'_, Self>, lookup: &mut bpf_fib_lookup) {
         const AF_INET: u8 = 2;
         lookup.family = AF_INET;
         lookup.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(query.source.bytes());
@@ -154,11 +154,11 @@ impl FamilyMaps for V6 {
     }
 
     #[inline(always)]
-    fn ask(query: &RouteQuery<Self>, lookup: &mut bpf_fib_lookup) {
+    fn ask(query: &RouteQuery<'_, Self>, lookup: &mut bpf_fib_lookup) {
         const AF_INET6: u8 = 10;
         lookup.family = AF_INET6;
-        lookup.__bindgen_anon_3.ipv6_src = words(query.source);
-        lookup.__bindgen_anon_4.ipv6_dst = words(query.destination);
+        lookup.__bindgen_anon_3.ipv6_src = words(*query.source);
+        lookup.__bindgen_anon_4.ipv6_dst = words(*query.destination);
     }
 }
 
@@ -213,21 +213,26 @@ impl<F: FamilyMaps> FamilyTables<F> for Maps {
     }
 
     #[inline(always)]
-    fn route(&self, query: &RouteQuery<F>, hop: &mut Hop) {
+    fn route(&self, query: &RouteQuery<'_, F>, hop: &mut Hop) {
+        hop.step = FlowStep::Resolve;
+        let Some(lookup) = maps::ROUTE_QUERIES.get_ptr_mut(0) else {
+            return;
+        };
+        // SAFETY: this CPU's own record, and any bits make one.
+        let lookup = unsafe { &mut *lookup };
         // SAFETY: all zeros is a valid value.
-        let mut lookup: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+        *lookup = unsafe { core::mem::zeroed() };
         lookup.l4_protocol = query.protocol;
         lookup.ifindex = query.ifindex;
-        F::ask(query, &mut lookup);
+        F::ask(query, lookup);
         let size = size_of::<bpf_fib_lookup>() as i32;
         // SAFETY: the context is the hook's, and the structure is of the size given.
-        let code = unsafe { fib_lookup(self.context, &raw mut lookup, size, 0) };
+        let code = unsafe { fib_lookup(self.context, &raw mut *lookup, size, 0) };
         let code = code as u32;
         if matches!(
             code,
             BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT
         ) {
-            hop.step = FlowStep::Resolve;
             return;
         }
         if code != BPF_FIB_LKUP_RET_SUCCESS && code != BPF_FIB_LKUP_RET_NO_NEIGH {

@@ -8,8 +8,7 @@ use crate::abi::{
 };
 use crate::wire::{Frame, IpHeader, tcp_flag};
 
-use super::flow::{self, Carried};
-use super::headers::{self, Headers, Transport};
+use super::headers::{self, Transport};
 use super::tables::FamilyTables;
 use super::verdict::{Event, Reason, Verdict, counted};
 use super::{Hook, Hop, RouteQuery, choice, forward, refuse};
@@ -22,7 +21,7 @@ pub struct Draft<F: Family> {
     flow: Flow<F>,
     key: FlowKey<F>,
     answer: FlowKey<F>,
-    query: RouteQuery<F>,
+    destination: F::Addr,
     backend: Backend,
     service: Service,
     hop: Hop,
@@ -76,7 +75,9 @@ impl Admission {
 
 /// Handles a packet that no flow speaks for.
 ///
-/// Not inlined: it has a stack of its own, and the established path stays small.
+/// Its steps are functions of their own and share nothing but the draft: the verifier follows each
+/// way through a step, and would follow each way through the next step for each of those if the
+/// headers' places were still alive between them.
 #[inline(never)]
 pub(super) fn connect<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     frame: &mut P,
@@ -84,14 +85,43 @@ pub(super) fn connect<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     ifindex: u32,
 ) -> Verdict {
     let length = frame.length();
-    let Some(headers) = headers::parse::<F, P>(frame) else {
-        return Verdict::PASS;
-    };
-    let Some(key) = headers.flow_key() else {
-        return without_ports::<H, F, T>(headers, tables, ifindex, length);
-    };
     let Some(mut draft) = tables.draft() else {
         return counted(Verdict::drop(Reason::Changing), tables, length);
+    };
+    if !describe::<F, P>(frame, &mut draft, ifindex) {
+        return counted(
+            without_ports::<H, F, P, T>(frame, tables, ifindex),
+            tables,
+            length,
+        );
+    }
+    let admission = admit::<H, F, T>(&mut draft, tables);
+    if admission == Admission::MADE {
+        return match super::established_again::<H, F, P, T>(frame, tables, ifindex) {
+            Verdict::UNKNOWN => counted(Verdict::drop(Reason::Changing), tables, length),
+            verdict => verdict,
+        };
+    }
+    let verdict = counted(
+        Verdict::from_raw(admission.0 & !Admission::REFUSE),
+        tables,
+        length,
+    );
+    if admission.0 & Admission::REFUSE == 0 || !refuse::refuse::<F, P>(frame) {
+        return verdict;
+    }
+    tables.count(Event::Refused as u32, length);
+    Verdict::REPLY
+}
+
+/// Notes in the draft what the packet says. False: it has no ports.
+#[inline(never)]
+fn describe<F: Family, P: Frame>(frame: &mut P, draft: &mut Draft<F>, ifindex: u32) -> bool {
+    let Some(headers) = headers::parse::<F, P>(frame) else {
+        return false;
+    };
+    let Some(key) = headers.flow_key() else {
+        return false;
     };
     draft.key = key;
     draft.vlan = headers.link.vlan;
@@ -102,38 +132,20 @@ pub(super) fn connect<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
         draft.syn = tcp.flags & tcp_flag::SYN != 0;
         draft.reset = tcp.flags & tcp_flag::RST != 0;
     }
-    let admission = admit::<H, F, T>(&mut draft, tables);
-    if admission != Admission::MADE {
-        let verdict = Verdict::from_raw(admission.0 & !Admission::REFUSE);
-        let answered = admission.0 & Admission::REFUSE != 0 && refuse::refuse::<F, P>(frame);
-        let verdict = counted(verdict, tables, length);
-        if !answered {
-            return verdict;
-        }
-        tables.count(Event::Refused as u32, length);
-        return Verdict::REPLY;
-    }
-    let Some(mut flow) = tables.flow(&draft.key) else {
-        return counted(Verdict::drop(Reason::Changing), tables, length);
-    };
-    match flow::carry::<H, F, P, T>(headers, &mut flow, tables, ifindex, length) {
-        Carried::Done(verdict) => counted(verdict, tables, length),
-        Carried::Rewritten { checksum, verdict } => {
-            flow::finish::<F, P>(frame, &checksum);
-            verdict
-        }
-        Carried::Stale => counted(Verdict::drop(Reason::Changing), tables, length),
-    }
+    true
 }
 
 /// Echo requests and fragments to an address that belongs to services.
-#[inline(always)]
-fn without_ports<H: Hook, F: Family, T: FamilyTables<F>>(
-    headers: Headers<'_, F>,
+#[inline(never)]
+fn without_ports<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
+    frame: &mut P,
     tables: &T,
     ifindex: u32,
-    length: u32,
 ) -> Verdict {
+    let length = frame.length();
+    let Some(headers) = headers::parse::<F, P>(frame) else {
+        return Verdict::PASS;
+    };
     let Some(flags) = tables.address(&headers.ip.destination()) else {
         return Verdict::PASS;
     };
@@ -144,17 +156,15 @@ fn without_ports<H: Hook, F: Family, T: FamilyTables<F>>(
     let Some(device) = tables.device(&key) else {
         return Verdict::PASS;
     };
-    let verdict =
-        if flags.0 & address_flag::EXTERNAL == 0 && client::<H>(&device) == Client::Outside {
-            Verdict::drop(Reason::OutsideClusterAddress)
-        } else if let Transport::Echo(icmp) = headers.transport {
-            refuse::answer_echo::<F>(headers.link.ethernet, headers.ip, icmp);
-            tables.count(Event::EchoAnswered as u32, length);
-            Verdict::REPLY
-        } else {
-            Verdict::drop(Reason::Fragment)
-        };
-    counted(verdict, tables, length)
+    if flags.0 & address_flag::EXTERNAL == 0 && client::<H>(&device) == Client::Outside {
+        return Verdict::drop(Reason::OutsideClusterAddress);
+    }
+    let Transport::Echo(icmp) = headers.transport else {
+        return Verdict::drop(Reason::Fragment);
+    };
+    refuse::answer_echo::<F>(headers.link.ethernet, headers.ip, icmp);
+    tables.count(Event::EchoAnswered as u32, length);
+    Verdict::REPLY
 }
 
 #[inline(always)]
@@ -191,14 +201,15 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     if choose_backend(draft, tables).is_none() {
         return Admission::drop(Reason::Changing);
     }
-    draft.query = RouteQuery {
-        source: draft.key.source,
-        destination: F::Addr::narrow(&draft.backend.address),
+    draft.destination = F::Addr::narrow(&draft.backend.address);
+    draft.hop = Hop::default();
+    let query = RouteQuery {
+        source: &draft.key.source,
+        destination: &draft.destination,
         protocol: draft.key.protocol,
         ifindex: draft.ifindex,
     };
-    draft.hop = Hop::default();
-    forward::next_hop::<F, T>(tables, &draft.query, draft.vlan, &mut draft.hop);
+    forward::next_hop::<F, T>(tables, &query, draft.vlan, &mut draft.hop);
     let step = draft.hop.step;
     if (H::XDP || draft.vlan != 0) && step != FlowStep::Transmit {
         return Admission::verdict(Verdict::PASS);
@@ -208,7 +219,7 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     }
     let leaves =
         client == Client::Outside && draft.hop.role != DeviceRole::Pod && step != FlowStep::Local;
-    draft.translated = leaves || draft.query.destination == draft.key.source;
+    draft.translated = leaves || draft.destination == draft.key.source;
     draft.source = draft.key.source;
     if draft.translated {
         draft.source = egress_address::<F, T>(tables, &draft.hop, draft.vlan);

@@ -64,7 +64,7 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     flow: &mut Flow<F>,
     tables: &T,
     ifindex: u32,
-    length: u32,
+    length: u64,
 ) -> Carried {
     if is_stale(flow, &headers.transport, tables) {
         return Carried::Stale;
@@ -104,7 +104,7 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     }
     observe(flow, &headers.transport, tables);
     flow.packets = flow.packets.wrapping_add(1);
-    flow.bytes = flow.bytes.wrapping_add(u64::from(length));
+    flow.bytes = flow.bytes.wrapping_add(length);
     if step != FlowStep::Local {
         headers.link.ethernet.destination = flow.link_destination;
         headers.link.ethernet.source = flow.link_source;

@@ -6,13 +6,12 @@ use crate::wire::MacAddr;
 use super::tables::FamilyTables;
 
 /// A question to the routing table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
-pub struct RouteQuery<F: Family> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteQuery<'a, F: Family> {
     /// Source of the packet as it leaves.
-    pub source: F::Addr,
+    pub source: &'a F::Addr,
     /// Destination of the packet as it leaves.
-    pub destination: F::Addr,
+    pub destination: &'a F::Addr,
     /// Transport protocol.
     pub protocol: u8,
     /// The device that the packet came in on, which decides forwarding and policy routes.
@@ -43,7 +42,7 @@ pub struct Hop {
 #[inline(always)]
 pub(super) fn next_hop<F: Family, T: FamilyTables<F>>(
     tables: &T,
-    query: &RouteQuery<F>,
+    query: &RouteQuery<'_, F>,
     vlan: u32,
     hop: &mut Hop,
 ) {
@@ -90,8 +89,8 @@ pub(super) fn refresh<F: Family, T: FamilyTables<F>>(
     vlan: u32,
 ) {
     let query = RouteQuery {
-        source: flow.source,
-        destination: flow.destination,
+        source: &flow.source,
+        destination: &flow.destination,
         protocol,
         ifindex,
     };

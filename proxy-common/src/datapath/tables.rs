@@ -27,7 +27,7 @@ pub trait Tables {
     fn tick(&self) -> u32;
 
     /// Adds a packet of `bytes` bytes to counter `index` (the number of a `Reason` or an `Event`).
-    fn count(&self, index: u32, bytes: u32);
+    fn count(&self, index: u32, bytes: u64);
 
     /// The record of `SETTINGS`.
     fn settings(&self) -> Option<Settings>;
@@ -73,7 +73,7 @@ pub trait FamilyTables<F: Family>: Tables {
     fn address(&self, address: &F::Addr) -> Option<AddressFlags>;
 
     /// Asks the routing and neighbour tables.
-    fn route(&self, query: &RouteQuery<F>, hop: &mut Hop);
+    fn route(&self, query: &RouteQuery<'_, F>, hop: &mut Hop);
 
     /// The record in which a connection is made: one per CPU, in any state.
     fn draft(&self) -> Option<Self::DraftRef<'_>>;

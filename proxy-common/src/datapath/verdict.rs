@@ -34,6 +34,9 @@ impl Verdict {
     /// See [`Action::Reply`].
     pub const REPLY: Self = Self(6 << 32);
 
+    /// Not decided: no flow speaks for the packet. Never leaves the datapath.
+    pub(super) const UNKNOWN: Self = Self(u64::MAX);
+
     /// See [`Action::Drop`].
     #[inline(always)]
     pub const fn drop(reason: Reason) -> Self {
@@ -91,7 +94,7 @@ impl Verdict {
 
 /// Counts the packet if it is dropped.
 #[inline(always)]
-pub(super) fn counted<T: super::Tables>(verdict: Verdict, tables: &T, length: u32) -> Verdict {
+pub(super) fn counted<T: super::Tables>(verdict: Verdict, tables: &T, length: u64) -> Verdict {
     if let Action::Drop(reason) = verdict.action() {
         tables.count(reason as u32, length);
     }

@@ -122,7 +122,7 @@ pub trait Frame {
     fn offloaded_tag(&self) -> Option<u16>;
 
     /// The whole frame's length in bytes, beyond what the cursor reaches too.
-    fn length(&self) -> u32;
+    fn length(&self) -> u64;
 
     /// Applies changes to the transport checksum that stands at `offset`: `address` is a change of
     /// the pseudo-header, `ports` one of the segment itself. `udp`: zero means none.

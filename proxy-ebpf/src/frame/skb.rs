@@ -15,7 +15,7 @@ pub(crate) struct SkbFrame {
 }
 
 /// As many bytes as headers can take up, nearly always; the rest may lie in pages.
-const LINEAR: u32 = 128;
+const LINEAR: u64 = 128;
 
 impl SkbFrame {
     /// Makes sure that the headers can be reached.
@@ -26,7 +26,7 @@ impl SkbFrame {
         let wanted = frame.length().min(LINEAR);
         if linear < wanted as usize {
             // SAFETY: the helper checks the length; no pointer into the frame is alive.
-            unsafe { bpf_skb_pull_data(skb, wanted) };
+            unsafe { bpf_skb_pull_data(skb, wanted as u32) };
         }
         frame
     }
@@ -44,16 +44,18 @@ impl SkbFrame {
         (unsafe { (*self.skb).ingress_ifindex }) != 0
     }
 
+    // The bounds are read as volatile, for the compiler would otherwise read them in a caller and hand
+    // them down as 32-bit numbers, which the verifier takes for numbers from then on.
     #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: as above.
-        (unsafe { (*self.skb).data }) as usize
+        (unsafe { (&raw const (*self.skb).data).read_volatile() }) as usize
     }
 
     #[inline(always)]
     fn data_end(&self) -> usize {
         // SAFETY: as above.
-        (unsafe { (*self.skb).data_end }) as usize
+        (unsafe { (&raw const (*self.skb).data_end).read_volatile() }) as usize
     }
 }
 
@@ -76,9 +78,9 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
-    fn length(&self) -> u32 {
+    fn length(&self) -> u64 {
         // SAFETY: as above.
-        unsafe { (*self.skb).len }
+        u64::from(unsafe { (*self.skb).len })
     }
 
     #[inline(always)]

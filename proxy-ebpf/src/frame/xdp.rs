@@ -21,16 +21,18 @@ impl XdpFrame {
         unsafe { (*self.context).ingress_ifindex }
     }
 
+    // The bounds are read as volatile, for the compiler would otherwise read them in a caller and hand
+    // them down as 32-bit numbers, which the verifier takes for numbers from then on.
     #[inline(always)]
     fn data(&self) -> usize {
         // SAFETY: as above.
-        (unsafe { (*self.context).data }) as usize
+        (unsafe { (&raw const (*self.context).data).read_volatile() }) as usize
     }
 
     #[inline(always)]
     fn data_end(&self) -> usize {
         // SAFETY: as above.
-        (unsafe { (*self.context).data_end }) as usize
+        (unsafe { (&raw const (*self.context).data_end).read_volatile() }) as usize
     }
 }
 
@@ -53,8 +55,8 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
-    fn length(&self) -> u32 {
-        (self.data_end() - self.data()) as u32
+    fn length(&self) -> u64 {
+        (self.data_end() - self.data()) as u64
     }
 
     #[inline(always)]
@@ -94,7 +96,12 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn truncate(&mut self, length: u32) -> Option<()> {
-        let by = length as i32 - self.length() as i32;
+        let now = self.length();
+        // Read back: the verifier refuses 32-bit arithmetic on pointers, which the compiler would
+        // make of a difference that only 32 bits are used of.
+        // SAFETY: a local variable.
+        let now = unsafe { core::ptr::read_volatile(&raw const now) };
+        let by = length as i32 - now as i32;
         // SAFETY: the helper checks the bounds; no pointer into the frame is alive.
         (unsafe { bpf_xdp_adjust_tail(self.context, by) } == 0).then_some(())
     }

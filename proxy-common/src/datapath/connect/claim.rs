@@ -16,7 +16,7 @@ const PORT_ATTEMPTS: u32 = 16;
 #[inline(always)]
 pub(super) fn make<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Admission {
     draft.answer = FlowKey {
-        source: draft.query.destination,
+        source: draft.destination,
         destination: draft.source,
         source_port: draft.backend.port,
         destination_port: draft.key.source_port,
