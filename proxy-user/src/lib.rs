@@ -2,4 +2,6 @@
 //!
 //! `source -> model::State -> reconcile::plan (pure) -> reconcile::delta -> dataplane -> report`.
 
+pub mod config;
+pub mod model;
 pub mod reconcile;

@@ -362,6 +362,14 @@ impl Allocation {
         Ok((range.first, SlotRange { service, backends }))
     }
 
+    /// The range that a service has, whatever it holds; it stays in use.
+    pub fn held(&mut self, service: u32, family: u8) -> Option<(u32, SlotRange)> {
+        let owned = self.slots.get_mut(&(service, family))?;
+        owned.round = self.round;
+        let (first, backends) = owned.value.clone();
+        Some((first, SlotRange { service, backends }))
+    }
+
     /// Ends a round: what wasn't asked for since [`begin`](Self::begin) is given up, and rests.
     pub fn finish(&mut self, now: Instant) {
         let round = self.round;

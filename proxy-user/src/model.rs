@@ -1,0 +1,29 @@
+//! What is desired, in Causeway's own terms: validated, whole, and the same for every source.
+
+mod endpoint;
+mod notice;
+mod service;
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+pub use endpoint::{Endpoint, usable};
+pub use notice::{Kind, Notice, ObjectRef, Origin, Severity};
+pub use service::{Algorithm, Frontend, InvalidName, Protocol, Reach, ServiceName, ServicePort};
+
+/// A node of the cluster.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Internal addresses, then external ones, in the object's order.
+    pub addresses: Vec<IpAddr>,
+    /// Ranges of its pods' addresses.
+    pub pod_ranges: Vec<ipnet::IpNet>,
+}
+
+/// A whole snapshot of what is desired.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Service ports and host ports. The map's key is the port's own name.
+    pub services: BTreeMap<ServiceName, Arc<ServicePort>>,
+    /// Nodes by name.
+    pub nodes: BTreeMap<String, Node>,
+}

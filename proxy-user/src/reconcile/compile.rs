@@ -1,0 +1,425 @@
+//! From desired state and facts to what the maps shall hold.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::RangeInclusive,
+    time::Instant,
+};
+
+use proxy_common::{
+    abi::{
+        Addr4, Addr6, Address, AddressFlags, Backend, FilterKind, Service, ServiceKey, Settings,
+        address_flag, backend_flag, service_flag, setting_flag,
+    },
+    wire::Be16,
+};
+
+use super::{
+    Allocation, BackendKey, Exhausted, Facts, Plan,
+    claims::{Claim, Claims},
+    devices, maglev,
+};
+use crate::model::{
+    Algorithm, Endpoint, Notice, Protocol, Reach, ServicePort, Severity, State, usable,
+};
+
+/// Slots of one service at most, where the choice is at random; weights are scaled down to it.
+const RANDOM_SLOTS: u32 = 4_096;
+
+/// What the configuration says about compiling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// This node's name in the desired state.
+    pub node: String,
+    /// Source ports that translation may claim.
+    pub nat_ports: RangeInclusive<u16>,
+    /// For services that don't say.
+    pub algorithm: Algorithm,
+    /// Where node ports and host ports are served; empty: at all addresses of uplinks.
+    pub node_port_ranges: Vec<ipnet::IpNet>,
+}
+
+/// What is to be told about a compilation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Remarks about objects, in order.
+    pub notices: Vec<Notice>,
+    /// A table was full. Numbers that rest may help: compile again at
+    /// [`Allocation::next_release`].
+    pub exhausted: bool,
+}
+
+/// Compiles. The same input gives the same plan, whatever came before, up to the numbers that the
+/// allocation keeps.
+pub fn compile(
+    state: &State,
+    facts: &Facts,
+    options: &Options,
+    allocation: &mut Allocation,
+    now: Instant,
+) -> (Plan, Report) {
+    let claims = Claims::settle(state, facts, &options.node, &options.node_port_ranges);
+    let by_port = claims.by_port();
+    let mut compiler = Compiler {
+        plan: Plan {
+            settings: settings(facts, options),
+            ..Plan::default()
+        },
+        report: Report::default(),
+        allocation,
+        algorithm: options.algorithm,
+        now,
+    };
+    compiler.allocation.begin();
+    for port in state.services.values() {
+        let held = by_port.get(&std::ptr::from_ref(&**port)).map(Vec::as_slice);
+        compiler.service_port(port, held.unwrap_or_default());
+    }
+    compiler.allocation.finish(now);
+    let Compiler {
+        mut plan,
+        mut report,
+        allocation,
+        ..
+    } = compiler;
+    plan.backends.extend(allocation.given_up());
+    addresses(&mut plan, &claims.own);
+    devices::add(&mut plan, facts, state.nodes.get(&options.node));
+    filter(&mut plan);
+    report.notices.extend(claims.notices);
+    report.notices.sort();
+    (plan, report)
+}
+
+fn settings(facts: &Facts, options: &Options) -> Settings {
+    let (first, last) = (*options.nat_ports.start(), *options.nat_ports.end());
+    let seed = maglev::key(options.node.as_bytes());
+    Settings {
+        port_min: first.into(),
+        port_count: (u32::from(last) + 1).saturating_sub(first.into()),
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "any bits of the hash will do"
+        )]
+        seed: seed as u32,
+        flags: setting_flag::READY,
+        hz: facts.hz,
+        pad: 0,
+    }
+}
+
+fn addresses(plan: &mut Plan, own: &HashMap<IpAddr, Reach>) {
+    for (address, reach) in own {
+        let flags = AddressFlags(match reach {
+            Reach::Cluster => 0,
+            Reach::Everywhere => address_flag::EXTERNAL,
+        });
+        match address {
+            IpAddr::V4(v4) => {
+                plan.addresses_v4.insert((*v4).into(), flags);
+            }
+            IpAddr::V6(v6) => {
+                plan.addresses_v6.insert((*v6).into(), flags);
+            }
+        }
+    }
+}
+
+/// Destinations: every frontend, every service-only address, every source that translation puts
+/// into packets. Sources: every backend.
+fn filter(plan: &mut Plan) {
+    let bits = &mut plan.filter;
+    let destination = FilterKind::Destination;
+    for address in plan.services_v4.keys().map(|key| key.address) {
+        bits.add(destination, &address);
+    }
+    for address in plan.services_v6.keys().map(|key| key.address) {
+        bits.add(destination, &address);
+    }
+    plan.addresses_v4
+        .keys()
+        .for_each(|address| bits.add(destination, address));
+    plan.addresses_v6
+        .keys()
+        .for_each(|address| bits.add(destination, address));
+    for device in plan.devices.values() {
+        if device.source_v4 != Addr4::default() {
+            bits.add(destination, &device.source_v4);
+        }
+        if device.source_v6 != Addr6::default() {
+            bits.add(destination, &device.source_v6);
+        }
+    }
+    for backend in plan.backends.values() {
+        match backend.family {
+            4 => bits.add(FilterKind::Source, &Addr4::narrow(&backend.address)),
+            6 => bits.add(FilterKind::Source, &Addr6::narrow(&backend.address)),
+            _ => {}
+        }
+    }
+}
+
+struct Compiler<'a> {
+    plan: Plan,
+    report: Report,
+    allocation: &'a mut Allocation,
+    algorithm: Algorithm,
+    now: Instant,
+}
+
+/// Where a service's slots of one family are.
+#[derive(Clone, Copy, Default)]
+struct Slots {
+    first: u32,
+    count: u32,
+}
+
+impl Compiler<'_> {
+    fn service_port(&mut self, port: &ServicePort, held: &[(Claim, Reach)]) {
+        let id = match self.allocation.service(port.name.shared()) {
+            Ok(id) => id,
+            Err(full) => {
+                self.exhausted(
+                    port,
+                    full,
+                    "not served; raise maps.services in the configuration",
+                );
+                return;
+            }
+        };
+        self.plan
+            .objects
+            .insert(id, std::sync::Arc::clone(port.name.shared()));
+        let (v4, v6): (Vec<&Endpoint>, Vec<&Endpoint>) = port
+            .endpoints
+            .iter()
+            .partition(|endpoint| endpoint.address.is_ipv4());
+        let slots_v4 = self.family(port, id, 4, &v4);
+        let slots_v6 = self.family(port, id, 6, &v6);
+        let algorithm = match port.algorithm.unwrap_or(self.algorithm) {
+            Algorithm::Random => 0,
+            Algorithm::Maglev => service_flag::MAGLEV,
+        };
+        for (claim, reach) in held {
+            let endpoints = if claim.address.is_ipv4() { &v4 } else { &v6 };
+            if !self.can_translate(port, claim, endpoints) {
+                continue;
+            }
+            let reach = match reach {
+                Reach::Cluster => 0,
+                Reach::Everywhere => service_flag::EXTERNAL,
+            };
+            let slots = if claim.address.is_ipv4() {
+                slots_v4
+            } else {
+                slots_v6
+            };
+            let Slots {
+                first: first_slot,
+                count: slots,
+            } = slots;
+            let service = Service {
+                id,
+                first_slot,
+                slots,
+                flags: algorithm | reach,
+            };
+            self.frontend(claim, service);
+        }
+    }
+
+    fn frontend(&mut self, claim: &Claim, service: Service) {
+        let Claim {
+            address,
+            port,
+            protocol,
+        } = *claim;
+        let port = Be16::new(port);
+        match address {
+            IpAddr::V4(v4) => {
+                let key = ServiceKey {
+                    address: v4.into(),
+                    port,
+                    protocol,
+                    pad: 0,
+                };
+                self.plan.services_v4.insert(key, service);
+            }
+            IpAddr::V6(v6) => {
+                let key = ServiceKey {
+                    address: v6.into(),
+                    port,
+                    protocol,
+                    pad: 0,
+                };
+                self.plan.services_v6.insert(key, service);
+            }
+        }
+    }
+
+    /// SCTP's ports stay as they are.
+    fn can_translate(&mut self, port: &ServicePort, claim: &Claim, to: &[&Endpoint]) -> bool {
+        if port.protocol != Protocol::Sctp || to.iter().all(|e| e.port == claim.port) {
+            return true;
+        }
+        let message = format!(
+            "SCTP is served only where no port is translated, but port {} of {} leads to another \
+             port of the endpoints: not served here; use the same number for both",
+            claim.port, claim.address,
+        );
+        let field = port.field.as_str();
+        self.report
+            .notices
+            .push(Notice::new(Severity::Error, &port.object, field, message));
+        false
+    }
+
+    /// Adds the backends of one family, and the slots that choose among them.
+    fn family(&mut self, port: &ServicePort, id: u32, family: u8, all: &[&Endpoint]) -> Slots {
+        let is_usable = usable(all);
+        let mut candidates = Vec::with_capacity(all.len());
+        for endpoint in all {
+            let takes = endpoint.weight != 0 && is_usable(endpoint);
+            let Some(index) = self.backend(port, id, family, endpoint, takes) else {
+                continue;
+            };
+            if takes {
+                let key = identity(endpoint);
+                candidates.push(maglev::Candidate {
+                    key,
+                    weight: endpoint.weight,
+                    index,
+                });
+            }
+        }
+        if candidates.is_empty() {
+            return Slots::default();
+        }
+        let maglev = port.algorithm.unwrap_or(self.algorithm) == Algorithm::Maglev;
+        let wanted = if maglev {
+            maglev::table(&candidates)
+        } else {
+            by_weight(&candidates)
+        };
+        let mut found = self.allocation.slots(id, family, wanted, self.now);
+        if let (true, Err(full)) = (maglev, &found) {
+            let advice = "chosen at random instead of by Maglev; raise maps.slots";
+            self.exhausted(port, *full, advice);
+            found = self
+                .allocation
+                .slots(id, family, by_weight(&candidates), self.now);
+        }
+        if let Err(full) = found {
+            self.exhausted(port, full, "keeps the choices it had; raise maps.slots");
+        }
+        let Some((first, range)) = found.ok().or_else(|| self.allocation.held(id, family)) else {
+            return Slots::default();
+        };
+        let count = u32::try_from(range.backends.len()).unwrap_or(u32::MAX);
+        self.plan.slots.insert(first, range);
+        Slots { first, count }
+    }
+
+    fn backend(
+        &mut self,
+        port: &ServicePort,
+        service: u32,
+        family: u8,
+        endpoint: &Endpoint,
+        takes: bool,
+    ) -> Option<u32> {
+        let address = match endpoint.address {
+            IpAddr::V4(v4) => Addr4::from(v4).widen(),
+            IpAddr::V6(v6) => Addr6::from(v6).widen(),
+        };
+        let protocol = port.protocol.number();
+        let number = Be16::new(endpoint.port);
+        let key = BackendKey {
+            service,
+            family,
+            protocol,
+            port: number,
+            address,
+        };
+        let (index, generation) = match self.allocation.backend(key) {
+            Ok(found) => found,
+            Err(full) => {
+                let advice = format!(
+                    "endpoint {} left out; raise maps.backends",
+                    endpoint.address
+                );
+                self.exhausted(port, full, &advice);
+                return None;
+            }
+        };
+        let flags = if takes { backend_flag::SERVING } else { 0 };
+        let backend = Backend {
+            generation,
+            service,
+            address,
+            port: number,
+            flags,
+            protocol,
+            family,
+            pad: [0; 3],
+        };
+        self.plan.backends.insert(index, backend);
+        Some(index)
+    }
+
+    fn exhausted(&mut self, port: &ServicePort, full: Exhausted, advice: &str) {
+        self.report.exhausted = true;
+        let message = format!("{full}: {advice}");
+        let field = port.field.as_str();
+        self.report
+            .notices
+            .push(Notice::new(Severity::Error, &port.object, field, message));
+    }
+}
+
+/// What tells an endpoint from others on every node alike.
+fn identity(endpoint: &Endpoint) -> u64 {
+    let mut bytes = [0; 18];
+    let wide = match endpoint.address {
+        IpAddr::V4(v4) => Ipv4Addr::to_ipv6_mapped(&v4),
+        IpAddr::V6(v6) => v6,
+    };
+    let (address, port) = bytes.split_at_mut(16);
+    address.copy_from_slice(&Ipv6Addr::octets(&wide));
+    port.copy_from_slice(&endpoint.port.to_be_bytes());
+    maglev::key(&bytes)
+}
+
+/// Each candidate as often as its weight says, in lowest terms.
+fn by_weight(candidates: &[maglev::Candidate]) -> Vec<u32> {
+    let divisor = candidates
+        .iter()
+        .fold(0, |divisor, c| gcd(divisor, u32::from(c.weight)))
+        .max(1);
+    let total: u32 = candidates
+        .iter()
+        .map(|c| u32::from(c.weight) / divisor)
+        .sum();
+    let times = |weight: u16| {
+        let share = u32::from(weight) / divisor;
+        let scaled = u64::from(share) * u64::from(RANDOM_SLOTS) / u64::from(total.max(1));
+        let share = if total > RANDOM_SLOTS {
+            scaled.max(1)
+        } else {
+            share.into()
+        };
+        usize::try_from(share).unwrap_or(1)
+    };
+    candidates
+        .iter()
+        .flat_map(|c| std::iter::repeat_n(c.index, times(c.weight)))
+        .collect()
+}
+
+const fn gcd(mut a: u32, mut b: u32) -> u32 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
