@@ -2,8 +2,8 @@
 
 use crate::abi::{Family, FlowKey};
 use crate::wire::{
-    Be16, Cursor, Ethernet, ExtensionHeader, FragmentHeader, Frame, Icmp, IpHeader, Ipv4, Ipv6,
-    Sctp, Tcp, Udp, Vlan, ethertype, protocol,
+    Be16, Cursor, Ethernet, ExtensionHeader, Frame, Icmp, IpHeader, Ipv4, Ipv6, Sctp, Tcp, Udp,
+    Vlan, ethertype, protocol,
 };
 
 /// How many IPv6 extension headers are walked. A packet with more passes untouched.
@@ -181,31 +181,23 @@ fn v6_chain(cursor: &Cursor<'_>) -> Option<(u8, u32, bool)> {
     let mut next = ip.next_header;
     let mut bytes = 0;
     for _ in 0..MAX_EXTENSION_HEADERS {
-        match next {
-            protocol::HOP_BY_HOP | protocol::ROUTING | protocol::DESTINATION_OPTIONS => {
-                let header = walk.peek::<ExtensionHeader>()?;
-                let length = (u32::from(header.length) + 1) * 8;
-                if length > MAX_EXTENSION_BYTES {
-                    return None;
-                }
-                walk.skip(length);
-                bytes += length;
-                next = header.next_header;
-            }
-            protocol::FRAGMENT => {
-                let header = walk.peek::<FragmentHeader>()?;
-                if header.offset_more.get() & 0xfff9 != 0 {
-                    return Some((header.next_header, bytes, true));
-                }
-                walk.skip(8);
-                bytes += 8;
-                next = header.next_header;
-            }
-            _ => break,
+        // One way through the loop's body, not one per kind: the verifier follows them all.
+        if next > 63 || 1 << next & EXTENSIONS == 0 {
+            break;
         }
+        let header = walk.peek::<ExtensionHeader>()?;
+        let length = (u32::from(header.length) + 1) * 8;
+        walk.skip(length);
+        bytes += length;
+        next = header.next_header;
+    }
+    if next == protocol::FRAGMENT {
+        return Some((next, bytes, true));
     }
     Some((next, bytes, false))
 }
 
-/// Longest single extension header that is walked, bytes.
-const MAX_EXTENSION_BYTES: u32 = 256;
+/// The extension headers that are walked, as bits by protocol number. A fragment header is where
+/// the walk ends, that of an atomic fragment too.
+const EXTENSIONS: u64 =
+    1 << protocol::HOP_BY_HOP | 1 << protocol::ROUTING | 1 << protocol::DESTINATION_OPTIONS;

@@ -75,12 +75,12 @@ impl<'f> Cursor<'f> {
         }
     }
 
-    /// Moves on by `bytes`, which must be even and is at most 2,047.
+    /// Moves on by `bytes`, which must be even and is at most 4,094.
     ///
     /// May move past the end: the next [`Cursor::take`] then finds nothing.
     #[inline(always)]
     pub fn skip(&mut self, bytes: u32) {
-        self.next = self.next.wrapping_add((bytes & 0x7fe) as usize);
+        self.next = self.next.wrapping_add((bytes & 0xffe) as usize);
     }
 }
 
