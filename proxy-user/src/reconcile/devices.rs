@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use proxy_common::abi::{Addr4, Addr6, Device, DeviceKey, DeviceRole};
+use proxy_common::abi::{Addr4, Addr6, Device, DeviceKey, DeviceRole, device_flag};
 
 use super::facts::DeviceFact;
 use super::{Facts, Plan, facts::is_usable};
@@ -53,7 +53,8 @@ impl Sources {
 
 /// Adds `DEVICES` and `TX_PORTS`.
 ///
-/// A device's source address is its own first address, on uplinks preferably the one by which the
+/// A VLAN device on an uplink has two records: frames with tags at the uplink are its own, and its own
+/// hook sees them without. A device's source address is its own first address, on uplinks preferably the one by which the
 /// cluster knows the node; a device that has none takes the node's. That is what pods' devices do.
 pub(super) fn add(plan: &mut Plan, facts: &Facts, node: Option<&Node>) {
     let local = facts.local_addresses();
@@ -63,24 +64,28 @@ pub(super) fn add(plan: &mut Plan, facts: &Facts, node: Option<&Node>) {
     let of_node = Sources::first(known.iter().copied().filter(|known| local.contains(known)))
         .or(Sources::first(facts.uplink_addresses()));
     for device in facts.devices.values() {
-        if device.role != DeviceRole::Unknown {
-            let own = own_sources(device, known).or(of_node);
+        let sources = own_sources(device, known).or(of_node);
+        let role = if facts.is_uplink(device) {
+            DeviceRole::Uplink
+        } else {
+            device.role
+        };
+        if role != DeviceRole::Unknown {
             let key = DeviceKey {
                 ifindex: device.ifindex,
                 vlan: UNTAGGED,
             };
-            plan.devices.insert(key, record(device, device.role, own));
+            plan.devices.insert(key, record(device, role, sources));
         }
         if let Some((base, [outer, inner])) = facts.base(device)
             && base.role == DeviceRole::Uplink
         {
-            let own = own_sources(device, known).or(of_node);
             let vlan = TAGGED | u32::from(outer) << 16 | u32::from(inner);
             let key = DeviceKey {
                 ifindex: base.ifindex,
                 vlan,
             };
-            plan.devices.insert(key, record(device, base.role, own));
+            plan.devices.insert(key, record(device, role, sources));
         }
         if device.role == DeviceRole::Uplink && device.xdp_transmit {
             plan.tx_ports.insert(device.ifindex);
@@ -94,13 +99,18 @@ fn own_sources(device: &DeviceFact, known: &[IpAddr]) -> Sources {
 }
 
 fn record(device: &DeviceFact, role: DeviceRole, sources: Sources) -> Device {
+    let flags = if device.xdp_transmit {
+        device_flag::XDP_TARGET
+    } else {
+        0
+    };
     Device {
         role: role as u32,
         ifindex: device.ifindex,
         source_v4: sources.v4,
         source_v6: sources.v6,
         mac: device.mac,
-        pad: 0,
+        flags,
     }
 }
 
@@ -194,9 +204,17 @@ mod tests {
                 (2, 0, 1, 2, v4("192.0.2.1")),
                 (2, tagged(100, 0), 1, 3, v4("198.51.100.1")),
                 (2, tagged(100, 7), 1, 4, v4("192.0.2.1")),
+                (3, 0, 1, 3, v4("198.51.100.1")),
+                (4, 0, 1, 4, v4("192.0.2.1")),
                 (5, 0, 2, 5, v4("192.0.2.1")),
             ]
         );
         assert_eq!(plan.tx_ports, [2].into());
+        let targets = plan
+            .devices
+            .iter()
+            .filter(|(_, d)| d.flags & device_flag::XDP_TARGET != 0);
+        let targets: Vec<u32> = targets.map(|(key, _)| key.ifindex).collect();
+        assert_eq!(targets, [2]);
     }
 }
