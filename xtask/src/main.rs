@@ -1,2 +1,118 @@
-//! The `causeway` command.
-fn main() {}
+//! Everything a person or CI runs in this repository: `cargo xtask <verb>`.
+#![expect(
+    clippy::print_stdout,
+    reason = "what these commands find is for the person at the terminal"
+)]
+
+#[path = "../../proxy-user/build/toolchain.rs"]
+mod toolchain;
+
+mod binaries;
+mod ci;
+mod doctor;
+mod gates;
+mod lint;
+mod process;
+mod setup;
+mod suite;
+mod tally;
+mod vm;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::setup::Purpose;
+use crate::suite::Suite;
+
+/// Builds, checks, tests and shows Causeway.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing: BPF toolchain, packages, bpffs (as root; says each step and why)
+    Setup {
+        /// Stop at what this needs
+        #[arg(long = "for", value_enum, default_value_t = Purpose::All)]
+        purpose: Purpose,
+    },
+    /// Show what this machine and its kernel can do, with the remedy for what is missing
+    Doctor {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Format, clippy, gates and unit tests: what to run before a commit
+    Check,
+    /// Format, clippy for the host and for BPF, licences and sources of dependencies, gates
+    Lint,
+    /// Build the daemon
+    Build {
+        /// With optimisation
+        #[arg(long)]
+        release: bool,
+    },
+    /// Set up what is missing and run tests
+    Test {
+        /// Which tests
+        #[arg(value_enum, default_value_t = Suite::All)]
+        suite: Suite,
+        #[command(flatten)]
+        matrix: vm::Options,
+    },
+    /// Show Causeway at work in a small world of network namespaces
+    Demo {
+        /// Arguments for the demo (see `cargo xtask demo -- --help`)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measure Causeway against nftables, iptables and plain forwarding
+    Bench {
+        /// Arguments for the benchmark (see `cargo xtask bench -- --help`)
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// What CI runs: set-up, lint, all tests, verifier budget, kernels in virtual machines
+    Ci,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(code) => code,
+        Err(error) => {
+            println!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> Result<ExitCode> {
+    match verb {
+        Verb::Setup { purpose } => setup::show(purpose)?,
+        Verb::Doctor { json } => return doctor::run(json),
+        Verb::Check => lint::check()?,
+        Verb::Lint => lint::lint()?,
+        Verb::Build { release } => {
+            setup::run(Purpose::Build)?;
+            binaries::build(release)?;
+        }
+        Verb::Test { suite, matrix } => return suite::run(suite, &matrix),
+        Verb::Demo { arguments } => {
+            setup::run(Purpose::World)?;
+            binaries::run("lab", Some("demo"), &arguments)?;
+        }
+        Verb::Bench { arguments } => {
+            setup::run(Purpose::World)?;
+            binaries::run("bench", None, &arguments)?;
+        }
+        Verb::Ci => return Ok(ci::run()),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,39 @@
+//! The workspace's own executables, built and started by cargo.
+
+use anyhow::Result;
+
+use crate::process;
+
+/// Builds the daemon.
+pub(crate) fn build(release: bool) -> Result<()> {
+    let mut cargo = process::cargo();
+    cargo.args(["build", "--package", "proxy-user", "--bin", "causeway"]);
+    if release {
+        cargo.arg("--release");
+    }
+    process::run(&mut cargo)
+}
+
+/// Builds the daemon and an executable of the tests crate, optimised, and runs the latter.
+pub(crate) fn run(name: &str, verb: Option<&str>, arguments: &[String]) -> Result<()> {
+    println!("building the daemon and `{name}` (a minute or two the first time)");
+    process::run(process::cargo().args([
+        "build",
+        "--release",
+        "--package",
+        "proxy-user",
+        "--package",
+        "proxy-tests",
+        "--bin",
+        "causeway",
+        "--bin",
+        name,
+    ]))?;
+    let mut cargo = process::cargo();
+    cargo
+        .args(["run", "--quiet", "--release", "--package", "proxy-tests"])
+        .args(["--bin", name, "--"])
+        .args(verb)
+        .args(arguments);
+    process::run(&mut cargo)
+}

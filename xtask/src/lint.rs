@@ -1,0 +1,107 @@
+//! Formatting, clippy for both targets, dependencies, gates.
+
+use std::env;
+use std::ffi::OsString;
+
+use anyhow::{Context as _, Result};
+
+use crate::setup::{self, Purpose};
+use crate::toolchain::{Origin, Toolchain};
+use crate::{gates, process, workspace};
+
+/// One check with the name that is shown.
+pub(crate) type Check = (&'static str, fn() -> Result<()>);
+
+/// Every check that is no test.
+pub(crate) const CHECKS: [Check; 5] = [
+    ("format", format),
+    ("gates", gates::run),
+    ("dependencies", dependencies),
+    ("clippy for the host", clippy_host),
+    ("clippy for BPF", clippy_bpf),
+];
+
+/// Before a commit: everything that is quick, and unit tests.
+pub(crate) fn check() -> Result<()> {
+    setup::run(Purpose::Build)?;
+    format()?;
+    gates::run()?;
+    clippy_host()?;
+    clippy_bpf()?;
+    process::run(process::cargo().args(["test", "--quiet", "--lib"]))
+}
+
+/// All of [`CHECKS`], stopping at the first that fails.
+pub(crate) fn lint() -> Result<()> {
+    setup::run(Purpose::All)?;
+    for (name, check) in CHECKS {
+        println!("lint: {name}");
+        check()?;
+    }
+    println!("lint: nothing to complain about");
+    Ok(())
+}
+
+fn format() -> Result<()> {
+    process::run(process::cargo().args(["fmt", "--all", "--check"]))
+}
+
+fn dependencies() -> Result<()> {
+    let deny = setup::cargo_deny().context("cargo-deny is missing: `cargo xtask setup`")?;
+    // Advisories come from a repository that an isolated machine cannot reach; deny.toml has them
+    // for those who can: `cargo deny check advisories`.
+    process::run(
+        process::command(deny)
+            .current_dir(workspace::root())
+            .args(["--locked", "check", "--hide-inclusion-graph"])
+            .args(["bans", "licenses", "sources"]),
+    )
+}
+
+fn clippy_host() -> Result<()> {
+    process::run(
+        process::cargo()
+            .args([
+                "clippy",
+                "--workspace",
+                "--exclude",
+                "proxy-ebpf",
+                "--all-targets",
+            ])
+            .args(["--quiet", "--", "--deny", "warnings"]),
+    )
+}
+
+/// Clippy of the BPF compiler's own toolchain. Debian's compiler has none: there the pinned
+/// stable clippy looks at the same code, compiled for the host.
+fn clippy_bpf() -> Result<()> {
+    let toolchain = Toolchain::find()?;
+    let folder = workspace::target().join("clippy-bpf");
+    let mut cargo = match &toolchain.compiler {
+        compiler if compiler.origin == Origin::Rustup => {
+            let bin = compiler.rustc.parent().context("a compiler in no folder")?;
+            let mut path = OsString::from(bin);
+            path.push(":");
+            path.push(env::var_os("PATH").unwrap_or_default());
+            let mut cargo = toolchain.cargo(workspace::root(), env::consts::ARCH);
+            cargo.env("PATH", path).args([
+                "clippy",
+                "-Zbuild-std=core",
+                "--target",
+                "bpfel-unknown-none",
+            ]);
+            cargo
+        }
+        _ => {
+            let mut cargo = process::cargo();
+            cargo.args(["clippy", "--config", "profile.dev.panic='abort'"]);
+            cargo
+        }
+    };
+    process::run(
+        cargo
+            .args(["--package", "proxy-ebpf", "--quiet", "--target-dir"])
+            .arg(folder)
+            .args(["--", "--deny", "warnings"]),
+    )
+}

@@ -1,0 +1,131 @@
+//! Running tests and counting them.
+
+use std::fs;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result};
+
+use crate::setup::{self, Purpose};
+use crate::tally::Tally;
+use crate::{process, vm, workspace};
+
+/// Test target of the tests crate that runs the cases on the host and in the running kernel.
+pub(crate) const DATAPATH: &str = "datapath";
+
+/// Which tests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Suite {
+    /// Beside the code: no root, no BPF
+    Unit,
+    /// Every datapath case on the host and in the running kernel
+    Kernel,
+    /// Network namespaces with real servers and clients, restarts, the command line
+    Wire,
+    /// Programs and datapath cases in other kernels, in virtual machines
+    Vm,
+    /// All of these
+    All,
+}
+
+/// Sets up, runs, and ends with one line of totals.
+pub(crate) fn run(suite: Suite, matrix: &vm::Options) -> Result<ExitCode> {
+    setup::run(match suite {
+        Suite::Unit => Purpose::Build,
+        Suite::Kernel | Suite::Wire => Purpose::World,
+        Suite::Vm | Suite::All => Purpose::All,
+    })?;
+    let tally = count(suite, matrix)?;
+    Ok(close(tally))
+}
+
+/// Prints the closing line; failure if anything failed, or nothing ran.
+pub(crate) fn close(tally: Tally) -> ExitCode {
+    println!("\n{tally}");
+    ExitCode::from(u8::from(tally.failed > 0 || tally.passed == 0))
+}
+
+/// Runs the tests of a suite; a part that breaks off counts as failed and does not stop the rest.
+pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let is = |part| suite == part || suite == Suite::All;
+    if is(Suite::Unit) {
+        tally += cargo_test("unit", |cargo| {
+            cargo.args(["--workspace", "--exclude", "proxy-ebpf", "--lib", "--bins"]);
+        })?;
+        tally += cargo_test("documentation examples", |cargo| {
+            cargo.args([
+                "--package",
+                "proxy-common",
+                "--package",
+                "proxy-user",
+                "--doc",
+            ]);
+        })?;
+        tally += cargo_test("the daemon's command line", |cargo| {
+            cargo.args([
+                "--package",
+                "proxy-user",
+                "--package",
+                "proxy-common",
+                "--test",
+                "*",
+            ]);
+        })?;
+    }
+    let targets = test_targets()?;
+    let (datapath, wire): (Vec<_>, Vec<_>) = targets.into_iter().partition(|name| name == DATAPATH);
+    if is(Suite::Kernel) && !datapath.is_empty() {
+        tally += cargo_test("kernel", |cargo| {
+            cargo.args(["--package", "proxy-tests", "--test", DATAPATH]);
+        })?;
+    }
+    if is(Suite::Wire) && !wire.is_empty() {
+        // The daemon that the tests start.
+        crate::binaries::build(false)?;
+        tally += cargo_test("wire", |cargo| {
+            cargo.args(["--package", "proxy-tests"]);
+            for target in &wire {
+                cargo.args(["--test", target]);
+            }
+        })?;
+    }
+    if is(Suite::Vm) {
+        tally += vm::run(matrix)?;
+    }
+    Ok(tally)
+}
+
+/// Names of the test targets of the tests crate.
+fn test_targets() -> Result<Vec<String>> {
+    let folder = workspace::root().join("tests/tests");
+    let Ok(entries) = fs::read_dir(&folder) else {
+        return Ok(Vec::new());
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let path = entry.context("cannot list the test targets")?.path();
+        if path.extension().is_some_and(|extension| extension == "rs")
+            && let Some(name) = path.file_stem()
+        {
+            names.push(name.to_string_lossy().into_owned());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn cargo_test(name: &str, select: impl FnOnce(&mut Command)) -> Result<Tally> {
+    println!("\n== tests: {name}");
+    let mut cargo = process::cargo();
+    cargo.args(["test", "--no-fail-fast"]);
+    select(&mut cargo);
+    let mut tally = Tally::default();
+    let well = process::follow(&mut cargo, |line| {
+        tally.read(line);
+    })?;
+    // It did not build, or a test ended the whole process.
+    if !well && tally.failed == 0 {
+        tally.failed = 1;
+    }
+    Ok(tally)
+}
