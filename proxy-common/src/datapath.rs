@@ -1,9 +1,9 @@
 //! What happens to a packet: pure functions over [`Frame`] and [`Tables`], read in the packet's
 //! order.
 //!
-//! [`headers`] parse, [`flow`] carry an established connection, [`connect`] make a new one,
-//! [`choice`] of backend and port, [`forward`] find the next hop, [`refuse`] answer for a service
-//! that has no endpoint, [`verdict`] say what became of the packet.
+//! `headers` are found, `flow` carries an established connection, `connect` makes a new one by
+//! `choice` of backend and port, `forward` finds the next hop, `refuse` answers for a service that
+//! has no endpoint, and a `verdict` says what became of the packet.
 
 pub mod choice;
 mod connect;
@@ -20,8 +20,8 @@ pub use tables::{FamilyTables, Insertion, Tables};
 pub use verdict::{Event, Reason, Verdict};
 
 use crate::abi::{Family, FilterKind, V4, V6};
-use crate::wire::{Frame, IpHeader, ethertype};
-use headers::Link;
+use crate::wire::{Ethernet, Frame, IpHeader, ethertype};
+use headers::{Headers, Link};
 
 /// Where a program is attached. What differs between hooks is decided at compile time.
 pub trait Hook {
@@ -65,21 +65,37 @@ where
     P: Frame,
     T: FamilyTables<V4> + FamilyTables<V6>,
 {
-    let tag = frame.offloaded_tag();
-    let mut cursor = frame.cursor();
-    let Some(link) = Link::parse(&mut cursor, tag) else {
+    let tagged = frame.offloaded_tag().is_some();
+    let Some(ethernet) = frame.cursor().peek::<Ethernet>() else {
         return Verdict::PASS;
     };
-    if link.ethertype == ethertype::IPV4 {
-        packet::<H, V4, P, T>(frame, tables, ifindex)
-    } else if link.ethertype == ethertype::IPV6 {
-        packet::<H, V6, P, T>(frame, tables, ifindex)
-    } else {
-        Verdict::PASS
+    match ethernet.ethertype {
+        _ if tagged => tag::<H, P, T>(frame, tables, ifindex),
+        ethertype::IPV4 => packet::<H, V4, P, T>(frame, tables, ifindex),
+        ethertype::IPV6 => packet::<H, V6, P, T>(frame, tables, ifindex),
+        ethertype::VLAN | ethertype::QINQ => tag::<H, P, T>(frame, tables, ifindex),
+        _ => Verdict::PASS,
     }
 }
 
-/// Decides on one packet of family `F`.
+/// Decides on a frame with VLAN tags.
+#[inline(never)]
+fn tag<H, P, T>(frame: &mut P, tables: &T, ifindex: u32) -> Verdict
+where
+    H: Hook,
+    P: Frame,
+    T: FamilyTables<V4> + FamilyTables<V6>,
+{
+    let tag = frame.offloaded_tag();
+    let ethertype = Link::parse(&mut frame.cursor(), tag).map(|link| link.ethertype);
+    match ethertype {
+        Some(ethertype::IPV4) => connect::slow::<H, V4, P, T>(frame, tables, ifindex),
+        Some(ethertype::IPV6) => connect::slow::<H, V6, P, T>(frame, tables, ifindex),
+        _ => Verdict::PASS,
+    }
+}
+
+/// Decides on one packet of family `F` without tags.
 #[inline(always)]
 fn packet<H, F, P, T>(frame: &mut P, tables: &T, ifindex: u32) -> Verdict
 where
@@ -88,56 +104,28 @@ where
     P: Frame,
     T: FamilyTables<F>,
 {
-    match established::<H, F, P, T>(frame, tables, ifindex) {
-        Verdict::UNKNOWN => connect::connect::<H, F, P, T>(frame, tables, ifindex),
-        verdict => verdict,
-    }
-}
-
-/// Carries a packet of an established connection. [`Verdict::UNKNOWN`]: it belongs to none.
-#[inline(always)]
-fn established<H, F, P, T>(frame: &mut P, tables: &T, ifindex: u32) -> Verdict
-where
-    H: Hook,
-    F: Family,
-    P: Frame,
-    T: FamilyTables<F>,
-{
     let length = frame.length();
-    let Some(headers) = headers::parse::<F, P>(frame) else {
-        return Verdict::PASS;
-    };
-    let to_ours = tables.may_be_ours(FilterKind::Destination, &headers.ip.destination());
-    if !to_ours && !tables.may_be_ours(FilterKind::Source, &headers.ip.source()) {
-        return Verdict::PASS;
-    }
-    if let Some(key) = headers.flow_key()
-        && let Some(mut flow) = tables.flow(&key)
-    {
-        return match flow::carry::<H, F, P, T>(headers, &mut flow, tables, ifindex, length) {
-            flow::Carried::Done(verdict) => verdict::counted(verdict, tables, length),
-            flow::Carried::Rewritten { checksum, verdict } => {
-                flow::finish::<F, P>(frame, &checksum);
-                verdict
-            }
-            flow::Carried::Stale => Verdict::UNKNOWN,
+    if headers::is_plain::<F, P>(frame) {
+        let Some(headers) = headers::parse_plain::<F, P>(frame) else {
+            return Verdict::PASS;
         };
+        if !is_candidate(&headers, tables) {
+            return Verdict::PASS;
+        }
+        if let Some(key) = headers.flow_key()
+            && let Some(mut flow) = tables.flow(&key)
+            && let Some(carried) =
+                flow::carry::<H, F, P, T>(headers, &mut flow, tables, ifindex, length)
+        {
+            return flow::finish::<F, P, T>(frame, tables, &carried, length);
+        }
     }
-    if to_ours {
-        Verdict::UNKNOWN
-    } else {
-        Verdict::PASS
-    }
+    connect::slow::<H, F, P, T>(frame, tables, ifindex)
 }
 
-/// [`established`], for a packet whose connection has just been made.
-#[inline(never)]
-fn established_again<H, F, P, T>(frame: &mut P, tables: &T, ifindex: u32) -> Verdict
-where
-    H: Hook,
-    F: Family,
-    P: Frame,
-    T: FamilyTables<F>,
-{
-    established::<H, F, P, T>(frame, tables, ifindex)
+/// What the address filter says: false proves that the packet is none of ours.
+#[inline(always)]
+fn is_candidate<F: Family, T: FamilyTables<F>>(headers: &Headers<'_, F>, tables: &T) -> bool {
+    tables.may_be_ours(FilterKind::Destination, &headers.ip.destination())
+        || tables.may_be_ours(FilterKind::Source, &headers.ip.source())
 }

@@ -6,9 +6,10 @@ use crate::abi::{
     Address, Backend, Device, DeviceKey, DeviceRole, Family, Flow, FlowKey, FlowStep, Service,
     ServiceKey, address_flag, flow_state, service_flag,
 };
-use crate::wire::{Frame, IpHeader, tcp_flag};
+use crate::wire::{Frame, IpHeader, protocol, tcp_flag};
 
-use super::headers::{self, Transport};
+use super::flow::{self, is_stale};
+use super::headers::{self, Layout, Transport};
 use super::tables::FamilyTables;
 use super::verdict::{Event, Reason, Verdict, counted};
 use super::{Hook, Hop, RouteQuery, choice, forward, refuse};
@@ -27,13 +28,12 @@ pub struct Draft<F: Family> {
     hop: Hop,
     source: F::Addr,
     index: u32,
-    vlan: u32,
+    layout: Layout,
     ifindex: u32,
     /// The source is this node's address instead of the client's.
     translated: bool,
-    syn: bool,
-    reset: bool,
-    pad: bool,
+    tcp_flags: u8,
+    pad: [u8; 2],
 }
 
 /// Who opens the connection.
@@ -73,13 +73,14 @@ impl Admission {
     }
 }
 
-/// Handles a packet that no flow speaks for.
+/// Handles a packet that is not plain, or that no flow speaks for.
 ///
-/// Its steps are functions of their own and share nothing but the draft: the verifier follows each
-/// way through a step, and would follow each way through the next step for each of those if the
-/// headers' places were still alive between them.
+/// Not inlined: it has a stack of its own, and the established path stays small. Its steps are
+/// functions of their own and share nothing but the draft: the verifier follows each way through a
+/// step, and would follow each way through the next step for each of those if the headers' places
+/// were still alive between them.
 #[inline(never)]
-pub(super) fn connect<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
+pub(super) fn slow<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     frame: &mut P,
     tables: &T,
     ifindex: u32,
@@ -88,51 +89,75 @@ pub(super) fn connect<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     let Some(mut draft) = tables.draft() else {
         return counted(Verdict::drop(Reason::Changing), tables, length);
     };
-    if !describe::<F, P>(frame, &mut draft, ifindex) {
-        return counted(
-            without_ports::<H, F, P, T>(frame, tables, ifindex),
-            tables,
-            length,
-        );
+    draft.ifindex = ifindex;
+    match describe::<F, P, T>(frame, &mut draft, tables) {
+        Content::Foreign => return Verdict::PASS,
+        Content::WithoutPorts => return without_ports::<H, F, P, T>(frame, tables, &draft),
+        Content::Segment => {}
     }
     let admission = admit::<H, F, T>(&mut draft, tables);
     if admission == Admission::MADE {
-        return match super::established_again::<H, F, P, T>(frame, tables, ifindex) {
-            Verdict::UNKNOWN => counted(Verdict::drop(Reason::Changing), tables, length),
-            verdict => verdict,
-        };
+        return carry::<H, F, P, T>(frame, tables, &draft);
     }
     let verdict = counted(
         Verdict::from_raw(admission.0 & !Admission::REFUSE),
         tables,
         length,
     );
-    if admission.0 & Admission::REFUSE == 0 || !refuse::refuse::<F, P>(frame) {
+    if admission.0 & Admission::REFUSE == 0 || !refuse::refuse::<F, P>(frame, &draft.layout) {
         return verdict;
     }
     tables.count(Event::Refused as u32, length);
     Verdict::REPLY
 }
 
-/// Notes in the draft what the packet says. False: it has no ports.
+/// What [`describe`] found.
+#[repr(u8)]
+enum Content {
+    Foreign,
+    WithoutPorts,
+    Segment,
+}
+
+/// Notes in the draft what the packet says.
 #[inline(never)]
-fn describe<F: Family, P: Frame>(frame: &mut P, draft: &mut Draft<F>, ifindex: u32) -> bool {
+fn describe<F: Family, P: Frame, T: FamilyTables<F>>(
+    frame: &mut P,
+    draft: &mut Draft<F>,
+    tables: &T,
+) -> Content {
     let Some(headers) = headers::parse::<F, P>(frame) else {
-        return false;
+        return Content::Foreign;
     };
+    if !super::is_candidate(&headers, tables) {
+        return Content::Foreign;
+    }
+    draft.layout = Layout::of(&headers);
     let Some(key) = headers.flow_key() else {
-        return false;
+        draft.key.destination = headers.ip.destination();
+        return Content::WithoutPorts;
     };
     draft.key = key;
-    draft.vlan = headers.link.vlan;
-    draft.ifindex = ifindex;
-    draft.syn = true;
-    draft.reset = false;
-    if let Transport::Tcp(tcp) = &headers.transport {
-        draft.syn = tcp.flags & tcp_flag::SYN != 0;
-        draft.reset = tcp.flags & tcp_flag::RST != 0;
+    (_, draft.tcp_flags) = headers.transport.protocol();
+    Content::Segment
+}
+
+/// Carries a packet whose flow is known to be there: as the plain path does, for any packet.
+#[inline(never)]
+fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
+    frame: &mut P,
+    tables: &T,
+    draft: &Draft<F>,
+) -> Verdict {
+    let length = frame.length();
+    if let Some(headers) = headers::find::<F, P>(frame, &draft.layout)
+        && let Some(mut flow) = tables.flow(&draft.key)
+        && let Some(carried) =
+            flow::carry::<H, F, P, T>(headers, &mut flow, tables, draft.ifindex, length)
+    {
+        return flow::finish::<F, P, T>(frame, tables, &carried, length);
     }
-    true
+    counted(Verdict::drop(Reason::Changing), tables, length)
 }
 
 /// Echo requests and fragments to an address that belongs to services.
@@ -140,31 +165,35 @@ fn describe<F: Family, P: Frame>(frame: &mut P, draft: &mut Draft<F>, ifindex: u
 fn without_ports<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     frame: &mut P,
     tables: &T,
-    ifindex: u32,
+    draft: &Draft<F>,
 ) -> Verdict {
     let length = frame.length();
-    let Some(headers) = headers::parse::<F, P>(frame) else {
-        return Verdict::PASS;
-    };
-    let Some(flags) = tables.address(&headers.ip.destination()) else {
+    let layout = &draft.layout;
+    let Some(flags) = tables.address(&draft.key.destination) else {
         return Verdict::PASS;
     };
     let key = DeviceKey {
-        ifindex,
-        vlan: headers.link.vlan,
+        ifindex: draft.ifindex,
+        vlan: layout.vlan,
     };
     let Some(device) = tables.device(&key) else {
         return Verdict::PASS;
     };
     if flags.0 & address_flag::EXTERNAL == 0 && client::<H>(&device) == Client::Outside {
-        return Verdict::drop(Reason::OutsideClusterAddress);
+        return counted(Verdict::drop(Reason::OutsideClusterAddress), tables, length);
     }
-    let Transport::Echo(icmp) = headers.transport else {
-        return Verdict::drop(Reason::Fragment);
-    };
-    refuse::answer_echo::<F>(headers.link.ethernet, headers.ip, icmp);
-    tables.count(Event::EchoAnswered as u32, length);
-    Verdict::REPLY
+    if layout.protocol == Layout::FRAGMENT {
+        return counted(Verdict::drop(Reason::Fragment), tables, length);
+    }
+    if layout.options == 0
+        && let Some(headers) = headers::find::<F, P>(frame, layout)
+        && let Transport::Echo(icmp) = headers.transport
+    {
+        refuse::answer_echo::<F>(headers.link.ethernet, headers.ip, icmp);
+        tables.count(Event::EchoAnswered as u32, length);
+        return Verdict::REPLY;
+    }
+    Verdict::PASS
 }
 
 #[inline(always)]
@@ -181,12 +210,12 @@ fn client<H: Hook>(device: &Device) -> Client {
 /// Decides whether there is a connection to make, and makes it.
 #[inline(never)]
 fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Admission {
-    if let Some(admission) = retire(draft, tables) {
+    if let Some(admission) = settle(draft, tables) {
         return admission;
     }
     let key = DeviceKey {
         ifindex: draft.ifindex,
-        vlan: draft.vlan,
+        vlan: draft.layout.vlan,
     };
     let Some(device) = tables.device(&key) else {
         return Admission::verdict(Verdict::PASS);
@@ -195,7 +224,7 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     if let Some(admission) = find_service(draft, client, tables) {
         return admission;
     }
-    if draft.reset {
+    if draft.tcp_flags & tcp_flag::RST != 0 {
         return Admission::drop(Reason::OutOfState);
     }
     if choose_backend(draft, tables).is_none() {
@@ -209,9 +238,9 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
         protocol: draft.key.protocol,
         ifindex: draft.ifindex,
     };
-    forward::next_hop::<F, T>(tables, &query, draft.vlan, &mut draft.hop);
+    forward::next_hop::<F, T>(tables, &query, draft.layout.vlan, &mut draft.hop);
     let step = draft.hop.step;
-    if (H::XDP || draft.vlan != 0) && step != FlowStep::Transmit {
+    if (H::XDP || draft.layout.vlan != 0) && step != FlowStep::Transmit {
         return Admission::verdict(Verdict::PASS);
     }
     if step == FlowStep::Resolve {
@@ -222,7 +251,7 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     draft.translated = leaves || draft.destination == draft.key.source;
     draft.source = draft.key.source;
     if draft.translated {
-        draft.source = egress_address::<F, T>(tables, &draft.hop, draft.vlan);
+        draft.source = egress_address::<F, T>(tables, &draft.hop, draft.layout.vlan);
         if draft.source == F::Addr::default() {
             return Admission::drop(Reason::NoSourceAddress);
         }
@@ -230,12 +259,15 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     claim::make(draft, tables)
 }
 
-/// Removes both entries of a flow that no longer speaks for its packets. None: go on and make a new
-/// one.
+/// Looks for a flow that speaks for the packet, and removes both entries of one that no longer does.
+/// None: go on and make a new one.
 #[inline(always)]
-fn retire<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Option<Admission> {
+fn settle<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Option<Admission> {
     let (original, gone) = {
         let flow = tables.flow(&draft.key)?;
+        if !is_stale::<F, T>(&flow, draft.key.protocol, draft.tcp_flags, tables) {
+            return Some(Admission::MADE);
+        }
         draft.answer = flow.peer_key(draft.key.protocol);
         let gone = tables
             .backend(flow.backend)
@@ -244,7 +276,8 @@ fn retire<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Op
     };
     tables.remove_flow(&draft.answer);
     tables.remove_flow(&draft.key);
-    (gone && (!original || !draft.syn)).then_some(Admission::refuse(Reason::BackendGone))
+    let opens = draft.key.protocol != protocol::TCP || draft.tcp_flags & tcp_flag::SYN != 0;
+    (gone && !(original && opens)).then_some(Admission::refuse(Reason::BackendGone))
 }
 
 /// Finds the service that a packet is for; or what to do with a packet that is for none.

@@ -4,25 +4,14 @@ use crate::abi::{Family, Flow, FlowStep, backend_flag, flow_state};
 use crate::wire::{Delta, Frame, IpHeader, protocol, tcp_flag};
 
 use super::headers::{Headers, Transport};
-use super::tables::FamilyTables;
-use super::verdict::{Reason, Verdict};
+use super::tables::{FamilyTables, Tables};
+use super::verdict::{Reason, Verdict, counted};
 use super::{Hook, forward};
 
-/// What [`carry`] did.
-pub(super) enum Carried {
-    /// All there is to do.
-    Done(Verdict),
-    /// The headers are rewritten; [`finish`] changes the transport checksum.
-    Rewritten {
-        checksum: ChecksumFix,
-        verdict: Verdict,
-    },
-    /// The flow does not speak for this packet: see [`is_stale`].
-    Stale,
-}
-
-/// A change of a transport checksum that the frame's own means must make.
-pub(super) struct ChecksumFix {
+/// What [`carry`] did, and what [`finish`] has still to do.
+pub(super) struct Carried {
+    verdict: Verdict,
+    /// Offset of the transport checksum; 0: there is none to change.
     offset: u32,
     address: Delta,
     ports: Delta,
@@ -30,14 +19,30 @@ pub(super) struct ChecksumFix {
     udp: bool,
 }
 
+impl Carried {
+    #[inline(always)]
+    const fn untouched(verdict: Verdict) -> Self {
+        Self {
+            verdict,
+            offset: 0,
+            address: Delta::ZERO,
+            ports: Delta::ZERO,
+            hops: Delta::ZERO,
+            udp: false,
+        }
+    }
+}
+
 /// Whether a flow no longer speaks for its packets: its backend is gone, a UDP client's backend has
 /// stopped serving, or a TCP client begins a new connection from the port of one that has ended.
 #[inline(always)]
-fn is_stale<F: Family, T: FamilyTables<F>>(
+pub(super) fn is_stale<F: Family, T: Tables>(
     flow: &Flow<F>,
-    transport: &Transport<'_>,
+    protocol: u8,
+    tcp_flags: u8,
     tables: &T,
 ) -> bool {
+    const ENDED: u8 = flow_state::FIN | flow_state::PEER_FIN | flow_state::RST;
     let Some(backend) = tables.backend(flow.backend) else {
         return true;
     };
@@ -47,17 +52,13 @@ fn is_stale<F: Family, T: FamilyTables<F>>(
     if flow.state & flow_state::ORIGINAL == 0 {
         return false;
     }
-    match transport {
-        Transport::Tcp(tcp) => {
-            const ENDED: u8 = flow_state::FIN | flow_state::PEER_FIN | flow_state::RST;
-            tcp.flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN && flow.state & ENDED != 0
-        }
-        Transport::Udp(_) => backend.flags & backend_flag::SERVING == 0,
-        _ => false,
+    if protocol == protocol::UDP {
+        return backend.flags & backend_flag::SERVING == 0;
     }
+    tcp_flags & (tcp_flag::SYN | tcp_flag::ACK) == tcp_flag::SYN && flow.state & ENDED != 0
 }
 
-/// Rewrites a packet as its flow says.
+/// Rewrites a packet as its flow says. None: the flow is stale, see [`is_stale`].
 #[inline(always)]
 pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     headers: Headers<'_, F>,
@@ -65,44 +66,42 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     tables: &T,
     ifindex: u32,
     length: u64,
-) -> Carried {
-    if is_stale(flow, &headers.transport, tables) {
-        return Carried::Stale;
+) -> Option<Carried> {
+    let (protocol, tcp_flags) = headers.transport.protocol();
+    if is_stale(flow, protocol, tcp_flags, tables) {
+        return None;
     }
     let vlan = headers.link.vlan;
     let now = tables.tick();
     if flow.last_seen != now || flow.step == FlowStep::Resolve as u8 {
         flow.last_seen = now;
-        let protocol = match headers.transport {
-            Transport::Tcp(_) => protocol::TCP,
-            Transport::Udp(_) => protocol::UDP,
-            _ => protocol::SCTP,
-        };
         forward::refresh::<F, T>(tables, flow, protocol, ifindex, vlan);
     }
     let step = FlowStep::from_raw(flow.step);
     if vlan != flow.vlan || (vlan != 0 && step != FlowStep::Transmit) {
-        return Carried::Done(Verdict::PASS);
+        return Some(Carried::untouched(Verdict::PASS));
     }
     if H::XDP && step != FlowStep::Transmit {
-        return Carried::Done(Verdict::PASS);
+        return Some(Carried::untouched(Verdict::PASS));
     }
     let verdict = match step {
         FlowStep::Transmit | FlowStep::Enqueue => Verdict::transmit(flow.ifindex),
         FlowStep::Pod => Verdict::pod(flow.ifindex),
         FlowStep::Neighbour => Verdict::neighbour(flow.ifindex),
         FlowStep::Local => Verdict::LOCAL,
-        FlowStep::Resolve => return Carried::Done(Verdict::drop(Reason::NoRoute)),
+        FlowStep::Resolve => {
+            return Some(Carried::untouched(Verdict::drop(Reason::NoRoute)));
+        }
     };
     let mut hops = Delta::ZERO;
     if !H::EGRESS && step != FlowStep::Local {
         if headers.ip.hops() <= 1 {
             // The kernel answers with "time exceeded", from the packet as it came.
-            return Carried::Done(Verdict::PASS);
+            return Some(Carried::untouched(Verdict::PASS));
         }
         hops = headers.ip.decrement_hops();
     }
-    observe(flow, &headers.transport, tables);
+    observe(flow, tcp_flags, tables);
     flow.packets = flow.packets.wrapping_add(1);
     flow.bytes = flow.bytes.wrapping_add(length);
     if step != FlowStep::Local {
@@ -110,23 +109,24 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
         headers.link.ethernet.source = flow.link_source;
     }
     let address = Delta::from_raw(flow.address_delta);
-    headers.ip.rewrite(flow.source, flow.destination, address);
     let ports = Delta::from_raw(flow.port_delta);
-    let fix = |at: u32, udp| ChecksumFix {
-        offset: headers.transport_offset + at,
+    headers.ip.rewrite(flow.source, flow.destination, address);
+    let mut carried = Carried {
+        verdict,
+        offset: 0,
         address,
         ports,
         hops,
-        udp,
+        udp: false,
     };
-    let checksum = match headers.transport {
+    match headers.transport {
         Transport::Tcp(tcp) => {
             tcp.source = flow.source_port;
             tcp.destination = flow.destination_port;
             if !P::CHECKSUM_OFFLOAD {
                 tcp.check = address.and(ports).apply(tcp.check);
             }
-            fix(16, false)
+            carried.offset = headers.transport_offset + 16;
         }
         Transport::Udp(udp) => {
             udp.source = flow.source_port;
@@ -134,40 +134,49 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
             if !P::CHECKSUM_OFFLOAD {
                 udp.check = address.and(ports).apply_udp(udp.check);
             }
-            fix(6, true)
+            carried.offset = headers.transport_offset + 6;
+            carried.udp = true;
         }
         // SCTP's checksum does not cover addresses, and its ports never change.
-        _ => return Carried::Done(verdict),
-    };
-    Carried::Rewritten { checksum, verdict }
+        _ => {}
+    }
+    Some(carried)
 }
 
-/// Changes the transport checksum where the frame's own means must do it.
+/// Changes the transport checksum where the frame's own means must do it, and counts a drop.
 #[inline(always)]
-pub(super) fn finish<F: Family, P: Frame>(frame: &mut P, fix: &ChecksumFix) {
+pub(super) fn finish<F: Family, P: Frame, T: Tables>(
+    frame: &mut P,
+    tables: &T,
+    carried: &Carried,
+    length: u64,
+) -> Verdict {
     if P::CHECKSUM_OFFLOAD {
-        if F::IS_V6 && fix.hops != Delta::ZERO {
-            frame.update_stack_checksum(fix.hops);
+        if F::IS_V6 && carried.hops != Delta::ZERO {
+            frame.update_stack_checksum(carried.hops);
         }
-        frame.adjust_transport_checksum(fix.offset, fix.address, fix.ports, fix.udp, F::IS_V6);
+        if carried.offset != 0 {
+            frame.adjust_transport_checksum(
+                carried.offset,
+                carried.address,
+                carried.ports,
+                carried.udp,
+                F::IS_V6,
+            );
+        }
     }
+    counted(carried.verdict, tables, length)
 }
 
 /// Notes what the packet says about the connection's state.
 #[inline(always)]
-fn observe<F: Family, T: FamilyTables<F>>(
-    flow: &mut Flow<F>,
-    transport: &Transport<'_>,
-    tables: &T,
-) {
+fn observe<F: Family, T: FamilyTables<F>>(flow: &mut Flow<F>, tcp_flags: u8, tables: &T) {
     let mut seen = flow_state::SEEN;
-    if let Transport::Tcp(tcp) = transport {
-        if tcp.flags & tcp_flag::FIN != 0 {
-            seen |= flow_state::FIN;
-        }
-        if tcp.flags & tcp_flag::RST != 0 {
-            seen |= flow_state::RST;
-        }
+    if tcp_flags & tcp_flag::FIN != 0 {
+        seen |= flow_state::FIN;
+    }
+    if tcp_flags & tcp_flag::RST != 0 {
+        seen |= flow_state::RST;
     }
     if flow.state & seen != seen {
         flow.state |= seen;

@@ -77,6 +77,20 @@ pub enum Transport<'f> {
     Fragment,
 }
 
+impl Transport<'_> {
+    /// The protocol, and TCP's flags (of others: 0). For echo and fragments, protocol 0.
+    #[inline(always)]
+    #[must_use]
+    pub const fn protocol(&self) -> (u8, u8) {
+        match self {
+            Self::Tcp(tcp) => (protocol::TCP, tcp.flags),
+            Self::Udp(_) => (protocol::UDP, 0),
+            Self::Sctp(_) => (protocol::SCTP, 0),
+            Self::Echo(_) | Self::Fragment => (0, 0),
+        }
+    }
+}
+
 /// The headers of a packet of family `F`, each found once.
 pub struct Headers<'f, F: Family> {
     /// Ethernet and tags.
@@ -109,13 +123,127 @@ impl<F: Family> Headers<'_, F> {
             pad: [0; 3],
         })
     }
+}
 
-    /// Whether IPv4 options or IPv6 extension headers stand before the transport header.
+/// Whether nothing but Ethernet and the IP header without options stands before the transport
+/// header, and the packet is whole: nearly every packet. All offsets are constants then.
+#[inline(always)]
+pub fn is_plain<F: Family, P: Frame>(frame: &mut P) -> bool {
+    if frame.offloaded_tag().is_some() {
+        return false;
+    }
+    let mut cursor = frame.cursor();
+    let Some(ethernet) = cursor.take::<Ethernet>() else {
+        return false;
+    };
+    if ethernet.ethertype != F::ETHERTYPE {
+        return false;
+    }
+    if F::IS_V6 {
+        cursor.peek::<Ipv6>().is_some_and(|ip| {
+            ip.version_class_label.get() >> 28 == 6
+                && !is_extension(ip.next_header)
+                && ip.next_header != protocol::FRAGMENT
+        })
+    } else {
+        const FRAGMENT: Be16 = Be16::new(Ipv4::MORE_FRAGMENTS | Ipv4::OFFSET);
+        cursor
+            .peek::<Ipv4>()
+            .is_some_and(|ip| ip.version_ihl == 0x45 && ip.flags_offset.raw() & FRAGMENT.raw() == 0)
+    }
+}
+
+/// Finds the headers of a packet that [`is_plain`]. None: the protocol is none that we handle.
+#[inline(always)]
+pub fn parse_plain<F: Family, P: Frame>(frame: &mut P) -> Option<Headers<'_, F>> {
+    let mut cursor = frame.cursor();
+    let ethernet = cursor.take::<Ethernet>()?;
+    let link = Link {
+        ethertype: ethernet.ethertype,
+        ethernet,
+        vlan: 0,
+        length: 14,
+    };
+    let ip = cursor.take::<F::Header>()?;
+    let transport = transport::<F>(&mut cursor, ip.protocol())?;
+    Some(Headers {
+        link,
+        ip,
+        transport_offset: 14 + F::HEADER,
+        transport,
+    })
+}
+
+/// Where the headers of a packet were found.
+///
+/// Kept in a map, not on the stack: what is read back from there is a plain number to the BPF verifier,
+/// so what follows is checked once and not for every way in which the headers can be found.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Layout {
+    /// Tags, in the form of [`DeviceKey::vlan`](crate::abi::DeviceKey::vlan).
+    pub vlan: u32,
+    /// Bytes of tags in the frame.
+    pub tags: u32,
+    /// Bytes of IPv4 options or IPv6 extension headers.
+    pub options: u32,
+    /// Transport protocol; [`Layout::FRAGMENT`] for a fragment.
+    pub protocol: u32,
+}
+
+impl Layout {
+    /// Stands for the protocol of a fragment.
+    pub const FRAGMENT: u32 = 256;
+
+    /// Of headers just found.
     #[inline(always)]
     #[must_use]
-    pub fn has_options(&self) -> bool {
-        self.transport_offset != self.link.length + F::HEADER
+    pub const fn of<F: Family>(headers: &Headers<'_, F>) -> Self {
+        Self {
+            vlan: headers.link.vlan,
+            tags: headers.link.length - 14,
+            options: headers.transport_offset - headers.link.length - F::HEADER,
+            protocol: match &headers.transport {
+                Transport::Tcp(_) => protocol::TCP as u32,
+                Transport::Udp(_) => protocol::UDP as u32,
+                Transport::Sctp(_) => protocol::SCTP as u32,
+                Transport::Echo(_) => F::ICMP as u32,
+                Transport::Fragment => Self::FRAGMENT,
+            },
+        }
     }
+}
+
+/// Finds the headers again where they were found before, in a frame that was not reshaped since.
+#[inline(always)]
+pub fn find<'f, F: Family, P: Frame>(frame: &'f mut P, layout: &Layout) -> Option<Headers<'f, F>> {
+    let (tags, options) = (layout.tags & 0xc, layout.options & 0xffe);
+    let mut cursor = frame.cursor();
+    let ethernet = cursor.take::<Ethernet>()?;
+    let link = Link {
+        ethertype: F::ETHERTYPE,
+        ethernet,
+        vlan: layout.vlan,
+        length: 14 + tags,
+    };
+    cursor.skip(tags);
+    let ip = cursor.take::<F::Header>()?;
+    cursor.skip(options);
+    let transport = if layout.protocol == Layout::FRAGMENT {
+        Transport::Fragment
+    } else {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a protocol number is a byte"
+        )]
+        transport::<F>(&mut cursor, layout.protocol as u8)?
+    };
+    Some(Headers {
+        transport_offset: link.length + F::HEADER + options,
+        link,
+        ip,
+        transport,
+    })
 }
 
 /// Finds the headers of a packet of family `F`. None: it is none that we handle.
@@ -124,6 +252,9 @@ pub fn parse<F: Family, P: Frame>(frame: &mut P) -> Option<Headers<'_, F>> {
     let tag = frame.offloaded_tag();
     let mut cursor = frame.cursor();
     let link = Link::parse(&mut cursor, tag)?;
+    if link.ethertype != F::ETHERTYPE {
+        return None;
+    }
     let (next, options, fragment) = if F::IS_V6 {
         v6_chain(&cursor)?
     } else {
@@ -135,19 +266,24 @@ pub fn parse<F: Family, P: Frame>(frame: &mut P) -> Option<Headers<'_, F>> {
     let transport = if fragment {
         Transport::Fragment
     } else {
-        match next {
-            protocol::TCP => Transport::Tcp(cursor.take::<Tcp>()?),
-            protocol::UDP => Transport::Udp(cursor.take::<Udp>()?),
-            protocol::SCTP => Transport::Sctp(cursor.take::<Sctp>()?),
-            next if next == F::ICMP => echo::<F>(&mut cursor)?,
-            _ => return None,
-        }
+        transport::<F>(&mut cursor, next)?
     };
     Some(Headers {
         link,
         ip,
         transport_offset,
         transport,
+    })
+}
+
+#[inline(always)]
+fn transport<'f, F: Family>(cursor: &mut Cursor<'f>, next: u8) -> Option<Transport<'f>> {
+    Some(match next {
+        protocol::TCP => Transport::Tcp(cursor.take::<Tcp>()?),
+        protocol::UDP => Transport::Udp(cursor.take::<Udp>()?),
+        protocol::SCTP => Transport::Sctp(cursor.take::<Sctp>()?),
+        next if next == F::ICMP => echo::<F>(cursor)?,
+        _ => return None,
     })
 }
 
@@ -182,7 +318,7 @@ fn v6_chain(cursor: &Cursor<'_>) -> Option<(u8, u32, bool)> {
     let mut bytes = 0;
     for _ in 0..MAX_EXTENSION_HEADERS {
         // One way through the loop's body, not one per kind: the verifier follows them all.
-        if next > 63 || 1 << next & EXTENSIONS == 0 {
+        if !is_extension(next) {
             break;
         }
         let header = walk.peek::<ExtensionHeader>()?;
@@ -195,6 +331,11 @@ fn v6_chain(cursor: &Cursor<'_>) -> Option<(u8, u32, bool)> {
         return Some((next, bytes, true));
     }
     Some((next, bytes, false))
+}
+
+#[inline(always)]
+const fn is_extension(next: u8) -> bool {
+    next < 64 && 1 << next & EXTENSIONS != 0
 }
 
 /// The extension headers that are walked, as bits by protocol number. A fragment header is where

@@ -8,7 +8,7 @@ use crate::wire::{
     Be16, Be32, Checksum, Cursor, Delta, Ethernet, Frame, Icmp, IpHeader, Tcp, protocol, tcp_flag,
 };
 
-use super::headers::{self, Headers, Link, Transport};
+use super::headers::{self, Headers, Layout, Transport};
 
 const TCP_LENGTH: u16 = 20;
 const TCP_CHECK_OFFSET: u32 = 16;
@@ -19,28 +19,28 @@ const QUOTED_BYTES: u32 = 8;
 /// Turns the packet into its refusal. False: it can't be answered (or must not be: a reset is not
 /// answered by a reset), and the frame is no longer to be used.
 #[inline(never)]
-pub(super) fn refuse<F: Family, P: Frame>(frame: &mut P) -> bool {
-    answer::<F, P>(frame).is_some()
+pub(super) fn refuse<F: Family, P: Frame>(frame: &mut P, layout: &Layout) -> bool {
+    if layout.options != 0 {
+        return false;
+    }
+    let answered = if layout.protocol == u32::from(protocol::TCP) {
+        reset_connection::<F, P>(frame, layout)
+    } else {
+        unreachable::<F, P>(frame, layout)
+    };
+    answered.is_some()
 }
 
 #[inline(always)]
-fn answer<F: Family, P: Frame>(frame: &mut P) -> Option<()> {
-    let headers = headers::parse::<F, P>(frame)?;
-    if headers.has_options() {
+fn reset_connection<F: Family, P: Frame>(frame: &mut P, layout: &Layout) -> Option<()> {
+    let headers = headers::find::<F, P>(frame, layout)?;
+    if headers.transport.protocol().1 & tcp_flag::RST != 0 {
         return None;
     }
-    if let Transport::Tcp(tcp) = &headers.transport {
-        if tcp.flags & tcp_flag::RST != 0 {
-            return None;
-        }
-        let offset = headers.transport_offset;
-        let partial = P::CHECKSUM_OFFLOAD && frame.checksum_is_partial(offset + TCP_CHECK_OFFSET);
-        let length = reset::<F>(headers::parse::<F, P>(frame)?, partial)?;
-        frame.truncate(length)
-    } else {
-        let link = headers.link.length;
-        unreachable::<F, P>(frame, link)
-    }
+    let check = headers.transport_offset + TCP_CHECK_OFFSET;
+    let partial = P::CHECKSUM_OFFLOAD && frame.checksum_is_partial(check);
+    let length = reset::<F>(headers::find::<F, P>(frame, layout)?, partial)?;
+    frame.truncate(length)
 }
 
 /// Makes a segment into the reset that answers it (RFC 9293 section 3.10.7.1): the length to cut to.
@@ -112,14 +112,15 @@ fn swap_link(ethernet: &mut Ethernet) {
 
 /// Puts an ICMP port unreachable in front of the packet, and cuts the packet to what it quotes.
 #[inline(always)]
-fn unreachable<F: Family, P: Frame>(frame: &mut P, link: u32) -> Option<()> {
+fn unreachable<F: Family, P: Frame>(frame: &mut P, layout: &Layout) -> Option<()> {
     let quoted = F::HEADER + QUOTED_BYTES;
+    let tags = layout.tags & 0xc;
+    let link = 14 + tags;
     frame.make_room(link, F::HEADER + ICMP_LENGTH)?;
     frame.truncate(link + F::HEADER + ICMP_LENGTH + quoted)?;
-    let tag = frame.offloaded_tag();
     let mut cursor = frame.cursor();
-    let link = Link::parse(&mut cursor, tag)?;
-    swap_link(link.ethernet);
+    swap_link(cursor.take::<Ethernet>()?);
+    cursor.skip(tags);
     let ip = cursor.take::<F::Header>()?;
     let icmp = cursor.take::<Icmp>()?;
     let original = cursor.peek::<F::Header>()?;

@@ -34,9 +34,6 @@ impl Verdict {
     /// See [`Action::Reply`].
     pub const REPLY: Self = Self(6 << 32);
 
-    /// Not decided: no flow speaks for the packet. Never leaves the datapath.
-    pub(super) const UNKNOWN: Self = Self(u64::MAX);
-
     /// See [`Action::Drop`].
     #[inline(always)]
     pub const fn drop(reason: Reason) -> Self {

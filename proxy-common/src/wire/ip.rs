@@ -113,6 +113,9 @@ pub trait IpHeader: Plain {
     /// To whom.
     fn destination(&self) -> Self::Addr;
 
+    /// What follows; for IPv6, the first extension header if there is one.
+    fn protocol(&self) -> u8;
+
     /// Hops left.
     fn hops(&self) -> u8;
 
@@ -144,6 +147,11 @@ impl IpHeader for Ipv4 {
     #[inline(always)]
     fn destination(&self) -> Addr4 {
         self.destination
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.protocol
     }
 
     #[inline(always)]
@@ -203,6 +211,11 @@ impl IpHeader for Ipv6 {
     #[inline(always)]
     fn destination(&self) -> Addr6 {
         self.destination
+    }
+
+    #[inline(always)]
+    fn protocol(&self) -> u8 {
+        self.next_header
     }
 
     #[inline(always)]

@@ -118,7 +118,7 @@ fn fill_original<F: Family>(draft: &mut Draft<F>) {
     flow.state = flow_state::ORIGINAL;
     flow.address_delta = address_delta(&draft.key, flow);
     flow.port_delta = port_delta(&draft.key, flow);
-    forward::store(flow, &draft.hop, draft.vlan);
+    forward::store(flow, &draft.hop, draft.layout.vlan);
 }
 
 /// By how much the rewrite of a packet of `key` changes a checksum over its addresses.
