@@ -3,6 +3,8 @@
 //! `source -> model::State -> reconcile::plan (pure) -> reconcile::delta -> dataplane -> report`.
 
 pub mod config;
+pub mod dataplane;
+pub mod kernel;
 pub mod model;
 pub mod reconcile;
 pub mod source;
