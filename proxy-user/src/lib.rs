@@ -2,6 +2,7 @@
 //!
 //! `source -> model::State -> reconcile::plan (pure) -> reconcile::delta -> dataplane -> report`.
 
+pub mod cli;
 pub mod config;
 pub mod dataplane;
 pub mod kernel;

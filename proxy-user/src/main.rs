@@ -1,2 +1,7 @@
 //! The `causeway` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    proxy_user::cli::main()
+}

@@ -27,3 +27,6 @@ pub use facts::{DeviceFact, Facts, VlanFact};
 pub use filter::{FilterWords, clear_filter};
 pub use observed::Observed;
 pub use plan::{Plan, SlotRange};
+
+#[cfg(test)]
+mod tests;

@@ -195,17 +195,25 @@ impl Compiler<'_> {
             .endpoints
             .iter()
             .partition(|endpoint| endpoint.address.is_ipv4());
-        let slots_v4 = self.family(port, id, 4, &v4);
-        let slots_v6 = self.family(port, id, 6, &v6);
+        let mut served: Vec<&(Claim, Reach)> = Vec::with_capacity(held.len());
+        for entry in held {
+            let endpoints = if entry.0.address.is_ipv4() { &v4 } else { &v6 };
+            if self.can_translate(port, &entry.0, endpoints) {
+                served.push(entry);
+            }
+        }
+        let reached = |v4: bool| {
+            served
+                .iter()
+                .any(|(claim, _)| claim.address.is_ipv4() == v4)
+        };
+        let slots_v4 = self.family(port, id, 4, &v4, reached(true));
+        let slots_v6 = self.family(port, id, 6, &v6, reached(false));
         let algorithm = match port.algorithm.unwrap_or(self.algorithm) {
             Algorithm::Random => 0,
             Algorithm::Maglev => service_flag::MAGLEV,
         };
-        for (claim, reach) in held {
-            let endpoints = if claim.address.is_ipv4() { &v4 } else { &v6 };
-            if !self.can_translate(port, claim, endpoints) {
-                continue;
-            }
+        for (claim, reach) in served {
             let reach = match reach {
                 Reach::Cluster => 0,
                 Reach::Everywhere => service_flag::EXTERNAL,
@@ -219,13 +227,15 @@ impl Compiler<'_> {
                 first: first_slot,
                 count: slots,
             } = slots;
-            let service = Service {
-                id,
-                first_slot,
-                slots,
-                flags: algorithm | reach,
-            };
-            self.frontend(claim, service);
+            self.frontend(
+                claim,
+                Service {
+                    id,
+                    first_slot,
+                    slots,
+                    flags: algorithm | reach,
+                },
+            );
         }
     }
 
@@ -275,8 +285,15 @@ impl Compiler<'_> {
         false
     }
 
-    /// Adds the backends of one family, and the slots that choose among them.
-    fn family(&mut self, port: &ServicePort, id: u32, family: u8, all: &[&Endpoint]) -> Slots {
+    /// Adds the backends of one family, and the slots that choose among them if it is `reached`.
+    fn family(
+        &mut self,
+        port: &ServicePort,
+        id: u32,
+        family: u8,
+        all: &[&Endpoint],
+        reached: bool,
+    ) -> Slots {
         let is_usable = usable(all);
         let mut candidates = Vec::with_capacity(all.len());
         for endpoint in all {
@@ -293,7 +310,7 @@ impl Compiler<'_> {
                 });
             }
         }
-        if candidates.is_empty() {
+        if candidates.is_empty() || !reached {
             return Slots::default();
         }
         let maglev = port.algorithm.unwrap_or(self.algorithm) == Algorithm::Maglev;

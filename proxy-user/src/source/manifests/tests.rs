@@ -37,7 +37,10 @@ struct Folder {
 impl Folder {
     fn new() -> Self {
         let folder = TempDir::new().unwrap();
-        let policy = Policy { node: "worker-1".to_owned(), external_ranges: Vec::new() };
+        let policy = Policy {
+            node: "worker-1".to_owned(),
+            external_ranges: Vec::new(),
+        };
         let manifests = Manifests::new(folder.path().to_owned(), policy);
         Self { folder, manifests }
     }
@@ -52,7 +55,10 @@ impl Folder {
         let services = snapshot.state.services.values();
         let services = services.map(|port| (port.name.to_string(), port.endpoints.len()));
         let root = format!("{}/", self.folder.path().display());
-        let notices = snapshot.notices.iter().map(|n| n.to_string().replace(&root, ""));
+        let notices = snapshot
+            .notices
+            .iter()
+            .map(|n| n.to_string().replace(&root, ""));
         (services.collect(), notices.collect())
     }
 }
@@ -73,7 +79,10 @@ fn reads_many_documents_lists_and_json() {
     let json = serde_saphyr::from_str::<serde_json::Value>(WEB).unwrap();
     let list = serde_json::json!({"apiVersion": "v1", "kind": "List", "items": [json]});
     folder.write("list.json", &serde_json::to_string_pretty(&list).unwrap());
-    folder.write("slices.yml", &format!("# nothing\n---\n{SLICE}---\n\n--- # empty\n"));
+    folder.write(
+        "slices.yml",
+        &format!("# nothing\n---\n{SLICE}---\n\n--- # empty\n"),
+    );
     folder.write("notes.txt", "not: [read");
     folder.write(".hidden.yaml", "not: [read");
     assert_eq!(folder.scan(), (web(2), vec![]));
@@ -108,13 +117,19 @@ fn what_cannot_be_read_keeps_what_may_be_in_it() {
     assert_eq!(services, web(2));
     assert_eq!(notices.len(), 1, "{notices:?}");
     let told = notices[0].as_str();
-    assert!(told.starts_with("all.yaml:9: error: not YAML that can be read: "), "{told}");
+    assert!(
+        told.starts_with("all.yaml:9: error: not YAML that can be read: "),
+        "{told}"
+    );
     assert!(told.ends_with("(1 object stays as it last was)"), "{told}");
 
     fs::write(folder.folder.path().join("all.yaml"), b"a: b\nc: \xff\n").unwrap();
     let (services, notices) = folder.scan();
     assert_eq!(services, web(2));
-    assert_eq!(notices, ["all.yaml:2: error: not UTF-8; 2 objects stay as they last were"]);
+    assert_eq!(
+        notices,
+        ["all.yaml:2: error: not UTF-8; 2 objects stay as they last were"]
+    );
 
     folder.write("all.yaml", "");
     assert_eq!(folder.scan(), (vec![], vec![]));
@@ -127,7 +142,10 @@ fn broken_from_the_start_is_not_in_force() {
     let (services, notices) = folder.scan();
     assert_eq!(services, []);
     assert_eq!(notices.len(), 1, "{notices:?}");
-    assert!(notices[0].starts_with("web.yaml:7: error: Service default/web: "), "{notices:?}");
+    assert!(
+        notices[0].starts_with("web.yaml:7: error: Service default/web: "),
+        "{notices:?}"
+    );
     assert!(notices[0].ends_with("(not in force)"), "{notices:?}");
 }
 
@@ -172,7 +190,10 @@ fn the_second_of_two_is_left_out() {
 fn follows_swapped_links_as_mounted_configmaps_do() {
     let mut folder = Folder::new();
     let root = folder.folder.path().to_owned();
-    for (name, text) in [("..1", WEB.to_owned()), ("..2", WEB.replace("port: 80", "port: 81"))] {
+    for (name, text) in [
+        ("..1", WEB.to_owned()),
+        ("..2", WEB.replace("port: 80", "port: 81")),
+    ] {
         fs::create_dir(root.join(name)).unwrap();
         fs::write(root.join(name).join("web.yaml"), text).unwrap();
     }
@@ -181,13 +202,19 @@ fn follows_swapped_links_as_mounted_configmaps_do() {
     assert_eq!(folder.scan(), (web(0), vec![]));
     symlink("..2", root.join("..swap")).unwrap();
     fs::rename(root.join("..swap"), root.join("..data")).unwrap();
-    assert_eq!(folder.scan(), (vec![("default/web:81/TCP".to_owned(), 0)], vec![]));
+    assert_eq!(
+        folder.scan(),
+        (vec![("default/web:81/TCP".to_owned(), 0)], vec![])
+    );
 }
 
 #[test]
 fn unknown_kinds_are_told_and_skipped() {
     let mut folder = Folder::new();
-    folder.write("all.yaml", &format!("{WEB}---\napiVersion: apps/v1\nkind: Deployment\n"));
+    folder.write(
+        "all.yaml",
+        &format!("{WEB}---\napiVersion: apps/v1\nkind: Deployment\n"),
+    );
     let told = "all.yaml:10: info: kind Deployment of \"apps/v1\" isn't used here: skipped";
     assert_eq!(folder.scan(), (web(0), vec![told.to_owned()]));
 }
@@ -199,17 +226,29 @@ async fn a_change_is_noticed() {
     let before = std::time::Instant::now();
     fs::write(folder.path().join("a.yaml"), WEB).unwrap();
     watch.changed().await;
-    assert!(before.elapsed() < std::time::Duration::from_secs(2), "{:?}", before.elapsed());
+    assert!(
+        before.elapsed() < std::time::Duration::from_secs(2),
+        "{:?}",
+        before.elapsed()
+    );
 }
 
 #[test]
 fn reads_the_demo_as_it_is_meant() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo");
-    let policy = Policy { node: "worker-1".to_owned(), external_ranges: Vec::new() };
+    let policy = Policy {
+        node: "worker-1".to_owned(),
+        external_ranges: Vec::new(),
+    };
     let snapshot = Manifests::new(demo, policy).scan();
     let notices: Vec<String> = snapshot.notices.iter().map(ToString::to_string).collect();
     assert_eq!(notices, Vec::<String>::new());
-    let names: Vec<String> = snapshot.state.services.keys().map(ToString::to_string).collect();
+    let names: Vec<String> = snapshot
+        .state
+        .services
+        .keys()
+        .map(ToString::to_string)
+        .collect();
     let expected = [
         "demo/echo:echo/UDP",
         "demo/empty:80/TCP",
@@ -218,19 +257,29 @@ fn reads_the_demo_as_it_is_meant() {
     ];
     assert_eq!(names, expected);
     let web = port(&snapshot, "demo/web:http/TCP");
-    let at = |address: &str, reach| {
-        Frontend::Address { address: address.parse().unwrap(), port: 80, reach }
+    let at = |address: &str, reach| Frontend::Address {
+        address: address.parse().unwrap(),
+        port: 80,
+        reach,
     };
     let expected = [
         at("10.96.0.10", Reach::Cluster),
         at("203.0.113.10", Reach::Everywhere),
         at("2001:db8:113::10", Reach::Everywhere),
         at("fd00:96::10", Reach::Cluster),
-        Frontend::NodePort { port: 30_080, v4: true, v6: true },
+        Frontend::NodePort {
+            port: 30_080,
+            v4: true,
+            v6: true,
+        },
     ];
     assert_eq!(web.frontends, expected);
     assert_eq!(web.endpoints.len(), 8);
     let echo = port(&snapshot, "demo/echo:echo/UDP");
-    let weights: Vec<u16> = echo.endpoints.iter().map(|endpoint| endpoint.weight).collect();
+    let weights: Vec<u16> = echo
+        .endpoints
+        .iter()
+        .map(|endpoint| endpoint.weight)
+        .collect();
     assert_eq!(weights, [1, 3, 1, 1]);
 }
