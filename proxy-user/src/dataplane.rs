@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod attach;
 pub mod flows;
+pub mod limits;
 pub mod load;
 pub mod maps;
 pub mod observe;

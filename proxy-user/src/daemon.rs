@@ -1,0 +1,17 @@
+//! `causeway run`: puts everything together and keeps the kernel's side right.
+//!
+//! One task holds the [`Engine`] and is told when manifests, devices, time or the configuration ask
+//! for a round. Whoever wants to know something reads the [`View`], and waits for nothing.
+//!
+//! When the daemon ends, by whatever means, everything that it put into the kernel stays and works
+//! on; the next start takes it over. Only `causeway detach` removes it.
+
+mod engine;
+mod notify;
+mod retry;
+mod run;
+mod view;
+
+pub use engine::{Engine, RoundError, StartError};
+pub use run::{RunError, run};
+pub use view::{Current, Pending, Sync, View};

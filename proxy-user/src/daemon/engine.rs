@@ -1,0 +1,450 @@
+//! One round after the other: facts, plan, difference, operations, attachments.
+//!
+//! All of it blocks, on system calls that the kernel answers at once.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use proxy_common::abi::{DeviceRole, MAPS};
+
+use super::view::{Current, Pending, Sync, View};
+use crate::config::Config;
+use crate::dataplane::apply::{self, Outcome};
+use crate::dataplane::attach::{AttachError, Attached, Attachments, Target, TcMode};
+use crate::dataplane::flows::{Clock, SweepError, Sweeper, Swept, Totals};
+use crate::dataplane::load::{Globals, LoadError, Programs, embedded_object};
+use crate::dataplane::maps::MapError;
+use crate::dataplane::observe::{self, ObserveError};
+use crate::dataplane::{Features, Jiffies, MapSizes, Maps, PinFolder, Ticks, limits};
+use crate::kernel::devices::{self, Device, XdpState};
+use crate::kernel::netlink::Netlink;
+use crate::kernel::sysctl::{Finding, Sysctl};
+use crate::model::Notice;
+use crate::reconcile::{
+    Allocation, DeviceFact, Facts, Observed, Op, Plan, clear_filter, compile, diff,
+};
+use crate::source::manifests::Snapshot;
+
+/// Why the daemon cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// This process may not use bpf(2), or cannot know the time.
+    #[error(
+        "cannot ask the kernel what it can do: {0} (root, or CAP_BPF with CAP_NET_ADMIN, is needed)"
+    )]
+    Probe(#[source] io::Error),
+    /// Maps.
+    #[error(transparent)]
+    Maps(#[from] MapError),
+    /// Programs.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// What the maps hold.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+}
+
+/// Why a round could not be finished.
+#[derive(Debug, thiserror::Error)]
+pub enum RoundError {
+    /// Devices and addresses.
+    #[error("cannot read devices and addresses: {0}")]
+    Devices(#[source] io::Error),
+    /// What the maps hold.
+    #[error(transparent)]
+    Observe(#[from] ObserveError),
+    /// Attachments as a whole.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+}
+
+/// Everything that a round needs.
+#[derive(Debug)]
+pub struct Engine {
+    config: Arc<Config>,
+    maps: Arc<Maps>,
+    netlink: Netlink,
+    sysctl: Sysctl,
+    attachments: Attachments,
+    allocation: Allocation,
+    observed: Observed,
+    plan: Arc<Plan>,
+    sweeper: Sweeper,
+    clock: Clock,
+    snapshot: Arc<Snapshot>,
+    /// What the maps were last written by; none: they must be written.
+    written: Option<Facts>,
+    notices: Arc<Vec<Notice>>,
+    /// Devices whose settings have been looked after.
+    settled: BTreeSet<(u32, String)>,
+    rounds: u64,
+    view: Arc<View>,
+}
+
+impl Engine {
+    /// Adopts or makes maps, loads programs, reads what the maps hold. Attaches nothing yet: that
+    /// is the first round's, when the maps are right.
+    pub fn start(config: Arc<Config>) -> Result<Self, StartError> {
+        let object = embedded_object().ok_or(LoadError::NoObject)?;
+        limits::lift_locked_memory();
+        let features = Features::probe().map_err(StartError::Probe)?;
+        let hz = Jiffies::load().and_then(|jiffies| jiffies.per_second());
+        let clock = Clock {
+            hz: hz.map_err(StartError::Probe)?,
+        };
+        let ticks = Ticks::load().map_err(StartError::Probe)?;
+        let folder = PinFolder::new(&config.instance);
+        let sizes: MapSizes = MAPS
+            .iter()
+            .filter_map(|spec| Some((spec.name.to_owned(), config.maps.entries(spec.name)?)))
+            .collect();
+        let maps = Arc::new(Maps::open_or_create(&folder, &sizes)?);
+        let globals = Globals {
+            fixed_tick: 0,
+            l4_csum_ipv6: features.l4_csum_ipv6,
+        };
+        let programs = Programs::load(object, &folder, globals)?;
+        let tc = if features.tcx {
+            TcMode::Tcx
+        } else {
+            TcMode::Clsact
+        };
+        let observed = observe::observe(&maps)?;
+        let allocation = Allocation::restore(&observed, config.maps.capacity(), Instant::now());
+        tracing::info!(
+            instance = config.instance,
+            node = config.node,
+            hz = clock.hz,
+            ?tc,
+            services = observed.objects.len(),
+            backends = observed.backends.len(),
+            "maps and programs are in the kernel"
+        );
+        let view = Arc::new(View::new(
+            first_picture(&config, features),
+            Arc::clone(&maps),
+            clock,
+            folder.clone(),
+        ));
+        Ok(Self {
+            netlink: Netlink::connect().map_err(StartError::Probe)?,
+            sysctl: Sysctl::default(),
+            attachments: Attachments::new(folder, programs, tc),
+            allocation,
+            observed,
+            plan: Arc::default(),
+            sweeper: Sweeper::new(config.timeouts, clock, ticks),
+            clock,
+            snapshot: Arc::default(),
+            written: None,
+            notices: Arc::default(),
+            settled: BTreeSet::new(),
+            rounds: 0,
+            view,
+            maps,
+            config,
+        })
+    }
+
+    /// What others may know.
+    #[must_use]
+    pub fn view(&self) -> Arc<View> {
+        Arc::clone(&self.view)
+    }
+
+    /// Goes by another configuration from the next round on.
+    pub fn set_config(&mut self, config: Arc<Config>) {
+        self.sweeper.set_timeouts(config.timeouts);
+        self.settled.clear();
+        self.config = config;
+        self.written = None;
+    }
+
+    /// Takes over what the source gave.
+    pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.snapshot = snapshot;
+        self.written = None;
+    }
+
+    /// Reads the maps anew, so that the next round finds what others have changed in them.
+    pub fn reread(&mut self) -> Result<(), RoundError> {
+        let observed = observe::observe(&self.maps)?;
+        if observed != self.observed {
+            tracing::warn!("the maps were changed by somebody else; they are put right");
+            self.observed = observed;
+            self.written = None;
+        }
+        Ok(())
+    }
+
+    /// Makes the kernel's side what is desired. Says whether something is still to be done.
+    pub fn round(&mut self) -> Result<bool, RoundError> {
+        let began = Instant::now();
+        let (mut facts, targets) = self.look()?;
+        let mut outcome = self.write(&facts)?;
+        let mut attached = self.attachments.sync(&targets)?;
+        // An attachment may change what a device can do, which is a fact.
+        let (after, targets) = self.look()?;
+        if after != facts {
+            facts = after;
+            let again = self.write(&facts)?;
+            outcome = Outcome {
+                done: outcome.done + again.done,
+                ..again
+            };
+            attached = self.attachments.sync(&targets)?;
+        }
+        let findings = self.settle(&facts);
+        let unfinished = !outcome.failures.is_empty()
+            || outcome.waiting > 0
+            || attached.iter().any(|device| !device.problems.is_empty());
+        self.picture(began, facts, attached, findings, &outcome);
+        Ok(unfinished)
+    }
+
+    /// What is true of this node, and where programs belong.
+    fn look(&mut self) -> Result<(Facts, Vec<Target>), RoundError> {
+        let devices = devices::list(&mut self.netlink).map_err(RoundError::Devices)?;
+        let facts = facts(&self.config, &devices, self.clock);
+        let targets = targets(&self.config, &facts, &devices);
+        Ok((facts, targets))
+    }
+
+    /// Compiles, and writes what differs; does nothing if nothing can.
+    fn write(&mut self, facts: &Facts) -> Result<Outcome, RoundError> {
+        let now = Instant::now();
+        let resting_is_over = self.allocation.next_release().is_some_and(|at| at <= now);
+        if self.written.as_ref() == Some(facts) && !resting_is_over {
+            return Ok(Outcome::default());
+        }
+        // The kernel takes a device that goes out of the maps that XDP sends by.
+        observe::observe_devices(&self.maps, &mut self.observed)?;
+        self.allocation.release(&self.observed, now);
+        let options = self.config.options();
+        let (plan, report) = compile(
+            &self.snapshot.state,
+            facts,
+            &options,
+            &mut self.allocation,
+            now,
+        );
+        let ops = diff(&self.observed, &plan);
+        let outcome = apply::apply(&self.maps, &ops, &mut self.observed);
+        for failure in outcome.failures.iter().take(10) {
+            tracing::warn!(op = ?failure.op, error = %failure.source, "a map could not be written; will be tried again");
+        }
+        self.plan = Arc::new(plan);
+        self.notices = Arc::new(self.all_notices(report.notices));
+        let whole = outcome.failures.is_empty() && outcome.waiting == 0;
+        self.written = whole.then(|| facts.clone());
+        Ok(outcome)
+    }
+
+    /// The remarks of compiling and those of the source.
+    fn all_notices(&self, mut notices: Vec<Notice>) -> Vec<Notice> {
+        for notice in &mut notices {
+            self.snapshot.place(notice);
+        }
+        notices.extend(self.snapshot.notices.iter().cloned());
+        notices.sort();
+        notices.dedup();
+        notices
+    }
+
+    /// Looks after the settings of this node.
+    fn settle(&mut self, facts: &Facts) -> Vec<Finding> {
+        for device in facts.devices.values() {
+            let place = (device.ifindex, device.name.clone());
+            if device.role == DeviceRole::Unknown || self.settled.contains(&place) {
+                continue;
+            }
+            match self.sysctl.loosen_reverse_path(&device.name) {
+                Ok(changed) => {
+                    if changed {
+                        tracing::info!(device = %device.name, "set rp_filter to 2 (loose)");
+                    }
+                    self.settled.insert(place);
+                }
+                Err(error) => tracing::warn!(%error, "the reverse path filter is as it was"),
+            }
+        }
+        self.settled.retain(|(ifindex, name)| {
+            facts
+                .devices
+                .get(ifindex)
+                .is_some_and(|device| device.name == *name)
+        });
+        match self.sysctl.reserve_ports(&self.config.nat_ports) {
+            Ok(true) => {
+                tracing::info!(ports = ?self.config.nat_ports, "reserved ports for translation");
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "ports for translation are not reserved"),
+        }
+        self.sysctl.findings(
+            !self.plan.services_v4.is_empty(),
+            !self.plan.services_v6.is_empty(),
+        )
+    }
+
+    fn picture(
+        &mut self,
+        began: Instant,
+        facts: Facts,
+        attached: Vec<Attached>,
+        findings: Vec<Finding>,
+        outcome: &Outcome,
+    ) {
+        self.rounds += 1;
+        let pending = outcome.failures.iter().map(|failure| Pending {
+            operation: format!("{:?}", failure.op),
+            error: failure.source.to_string(),
+        });
+        let sync = Sync {
+            round: self.rounds,
+            at: SystemTime::now(),
+            took: began.elapsed(),
+            done: outcome.done,
+            pending: outcome.failures.len() + outcome.waiting,
+        };
+        if outcome.done > 0 || sync.pending > 0 {
+            tracing::info!(
+                round = sync.round,
+                operations = sync.done,
+                pending = sync.pending,
+                took = ?sync.took,
+                "maps written"
+            );
+        }
+        let pending: Vec<Pending> = pending.take(100).collect();
+        let (plan, snapshot) = (Arc::clone(&self.plan), Arc::clone(&self.snapshot));
+        let (config, notices) = (Arc::clone(&self.config), Arc::clone(&self.notices));
+        self.view.change(move |current| {
+            current.config = config;
+            current.snapshot = snapshot;
+            current.plan = plan;
+            current.notices = notices;
+            current.facts = Arc::new(facts);
+            current.attached = attached;
+            current.findings = findings;
+            current.sync = Some(sync);
+            current.pending = pending;
+        });
+    }
+
+    /// When numbers that rest can be given out again; none: nothing waits for that.
+    #[must_use]
+    pub fn next_release(&self) -> Option<Instant> {
+        self.allocation.next_release()
+    }
+
+    /// How long until the next sweep.
+    #[must_use]
+    pub const fn sweep_interval(&self) -> Duration {
+        self.sweeper.interval()
+    }
+
+    /// Removes connections that are over, and clears what the address filter needs no more.
+    pub fn sweep(&mut self) -> Result<(), SweepError> {
+        let backends = &self.observed.backends;
+        let alive = |index: u32, generation: u32| {
+            backends
+                .get(&index)
+                .is_some_and(|backend| backend.generation == generation)
+        };
+        let (swept, filter) = self.sweeper.sweep(&self.maps, alive)?;
+        let services = &self.plan.objects;
+        self.sweeper.retain(|id| services.contains_key(&id), alive);
+        let ops: Vec<Op> = clear_filter(&self.observed, &self.plan, &filter);
+        // What fails is found again by the next sweep.
+        apply::apply(&self.maps, &ops, &mut self.observed);
+        let totals = Arc::new(self.sweeper.totals().clone());
+        self.view.change(|current| {
+            if swept.pressure > current.swept.pressure {
+                tracing::warn!(
+                    pressure = ?swept.pressure,
+                    entries_v4 = swept.entries_v4,
+                    entries_v6 = swept.entries_v6,
+                    "the flow tables fill up; connections that are over are removed sooner"
+                );
+            }
+            current.swept = swept;
+            current.totals = totals;
+        });
+        Ok(())
+    }
+}
+
+fn first_picture(config: &Arc<Config>, features: Features) -> Current {
+    Current {
+        config: Arc::clone(config),
+        config_error: None,
+        started: SystemTime::now(),
+        features,
+        snapshot: Arc::default(),
+        plan: Arc::default(),
+        notices: Arc::default(),
+        facts: Arc::default(),
+        attached: Vec::new(),
+        findings: Vec::new(),
+        sync: None,
+        pending: Vec::new(),
+        swept: Swept::default(),
+        totals: Arc::new(Totals::default()),
+    }
+}
+
+/// What netlink shows, with what the configuration says of each device.
+fn facts(config: &Config, devices: &BTreeMap<u32, Device>, clock: Clock) -> Facts {
+    let fact = |device: &Device| {
+        let role = match config.role(&device.name) {
+            // Programs read Ethernet headers.
+            _ if !device.ethernet => DeviceRole::Unknown,
+            role => role,
+        };
+        let fact = DeviceFact {
+            ifindex: device.ifindex,
+            name: device.name.clone(),
+            mac: device.mac,
+            mtu: device.mtu,
+            addresses: device.addresses.clone(),
+            vlan: device.vlan,
+            role,
+            // A driver that runs a program in its receive path has the queues to send from one.
+            xdp_transmit: role == DeviceRole::Uplink && device.xdp == XdpState::Native,
+        };
+        (device.ifindex, fact)
+    };
+    Facts {
+        devices: devices.values().map(fact).collect(),
+        hz: clock.hz,
+    }
+}
+
+/// The devices that get programs: those with a record of their own.
+fn targets(config: &Config, facts: &Facts, devices: &BTreeMap<u32, Device>) -> Vec<Target> {
+    use crate::config::XdpMode;
+    let ours = |fact: &&DeviceFact| fact.role != DeviceRole::Unknown || facts.is_uplink(fact);
+    facts
+        .devices
+        .values()
+        .filter(ours)
+        .filter_map(|fact| {
+            let device = devices.get(&fact.ifindex)?;
+            // At a VLAN device XDP would be generic and come after TC of the device below.
+            let xdp = match fact.role {
+                DeviceRole::Uplink if fact.vlan.is_none() => config.xdp_mode(&fact.name),
+                _ => XdpMode::Off,
+            };
+            Some(Target {
+                ifindex: fact.ifindex,
+                name: fact.name.clone(),
+                xdp,
+                hardware: device.kind.is_none(),
+                xdp_state: device.xdp,
+            })
+        })
+        .collect()
+}
