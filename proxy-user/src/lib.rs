@@ -9,4 +9,5 @@ pub mod dataplane;
 pub mod kernel;
 pub mod model;
 pub mod reconcile;
+pub mod simulation;
 pub mod source;

@@ -32,6 +32,20 @@ impl<'f> Cursor<'f> {
         }
     }
 
+    /// A cursor over the first `length` bytes of `words`, or all of them if there are fewer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn over(words: &'f mut [u16], length: usize) -> Self {
+        let bytes = size_of_val(words);
+        let length = if length < bytes { length } else { bytes };
+        let next = words.as_mut_ptr().cast::<u8>();
+        // SAFETY: the slice is borrowed for `'f`, its start is aligned to 2, and `length` is within.
+        #[expect(unsafe_code, reason = "see the SAFETY line")]
+        unsafe {
+            Self::from_raw(next, next.wrapping_add(length))
+        }
+    }
+
     /// The next `size_of::<T>()` bytes as a `T`; none if the frame ends before.
     #[inline(always)]
     pub fn take<T: Plain>(&mut self) -> Option<&'f mut T> {
