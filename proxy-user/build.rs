@@ -56,15 +56,7 @@ fn embed() -> Result<()> {
             for tool in [&toolchain.linker.path, &toolchain.compiler.rustc] {
                 println!("cargo::rerun-if-changed={}", tool.display());
             }
-            // Until proxy-ebpf holds its first program it does not link.
-            let empty = fs::read_to_string(workspace.join("proxy-ebpf/src/main.rs"))
-                .is_ok_and(|source| !source.contains("panic_handler"));
-            if empty {
-                println!("cargo::warning=proxy-ebpf holds no program yet: empty object");
-                Vec::new()
-            } else {
-                compile(&toolchain, workspace, &out)?
-            }
+            compile(&toolchain, workspace, &out)?
         }
         Err(missing) => {
             stub(&missing)?;

@@ -15,6 +15,7 @@ pub mod pins;
 mod probe;
 mod syscall;
 pub mod table;
+pub mod verification;
 
 pub use load::{Globals, Programs};
 pub use maps::{MapSizes, Maps};

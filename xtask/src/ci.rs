@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::setup::{self, Purpose};
 use crate::suite::{self, Suite};
 use crate::tally::Tally;
-use crate::{lint, vm};
+use crate::{lint, verifier, vm};
 
 /// Runs every check and every test, goes on after a failure, and ends with one line of totals in
 /// which a check counts like a test.
@@ -25,6 +25,7 @@ pub(crate) fn run() -> ExitCode {
     report.tests("kernel tests", || {
         suite::count(Suite::Kernel, &vm::Options::default())
     });
+    report.check("verifier budget", || verifier::run(false));
     report.tests("wire tests", || {
         suite::count(Suite::Wire, &vm::Options::default())
     });

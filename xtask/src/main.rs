@@ -16,6 +16,7 @@ mod process;
 mod setup;
 mod suite;
 mod tally;
+mod verifier;
 mod vm;
 mod workspace;
 
@@ -67,6 +68,12 @@ enum Verb {
         #[command(flatten)]
         matrix: vm::Options,
     },
+    /// Show what the kernel's verifier says of each program; fail over proxy-ebpf/budget.toml
+    Verifier {
+        /// Write the budget file anew from what was measured
+        #[arg(long)]
+        update: bool,
+    },
     /// Show Causeway at work in a small world of network namespaces
     Demo {
         /// Arguments for the demo (see `cargo xtask demo -- --help`)
@@ -104,6 +111,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
             binaries::build(release)?;
         }
         Verb::Test { suite, matrix } => return suite::run(suite, &matrix),
+        Verb::Verifier { update } => {
+            setup::run(Purpose::Build)?;
+            verifier::run(update)?;
+        }
         Verb::Demo { arguments } => {
             setup::run(Purpose::World)?;
             binaries::run("lab", Some("demo"), &arguments)?;

@@ -59,8 +59,21 @@ pub(crate) fn answer(command: &mut Command) -> Option<String> {
     quiet(command).ok()
 }
 
-/// Runs a command, shows its standard output and gives each line to `line`; true if it ended well.
-pub(crate) fn follow(command: &mut Command, mut line: impl FnMut(&str)) -> Result<bool> {
+/// What of a command's standard output the person sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shown {
+    /// All of it, as it comes.
+    Everything,
+    /// Nothing: what it says is for us.
+    Nothing,
+}
+
+/// Runs a command and gives each line of its standard output to `line`; true if it ended well.
+pub(crate) fn follow(
+    command: &mut Command,
+    mut line: impl FnMut(&str),
+    shown_output: Shown,
+) -> Result<bool> {
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
@@ -69,7 +82,9 @@ pub(crate) fn follow(command: &mut Command, mut line: impl FnMut(&str)) -> Resul
     for text in BufReader::new(output).split(b'\n') {
         let text = text.context("cannot read what the command prints")?;
         let text = String::from_utf8_lossy(&text);
-        println!("{text}");
+        if shown_output == Shown::Everything {
+            println!("{text}");
+        }
         line(&text);
     }
     Ok(child.wait()?.success())

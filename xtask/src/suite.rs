@@ -104,9 +104,9 @@ fn test_targets() -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in entries {
         let path = entry.context("cannot list the test targets")?.path();
-        if path.extension().is_some_and(|extension| extension == "rs")
-            && let Some(name) = path.file_stem()
-        {
+        let is_target = path.extension().is_some_and(|extension| extension == "rs")
+            || path.join("main.rs").is_file();
+        if is_target && let Some(name) = path.file_stem() {
             names.push(name.to_string_lossy().into_owned());
         }
     }
@@ -120,9 +120,10 @@ fn cargo_test(name: &str, select: impl FnOnce(&mut Command)) -> Result<Tally> {
     cargo.args(["test", "--no-fail-fast"]);
     select(&mut cargo);
     let mut tally = Tally::default();
-    let well = process::follow(&mut cargo, |line| {
+    let count = |line: &str| {
         tally.read(line);
-    })?;
+    };
+    let well = process::follow(&mut cargo, count, process::Shown::Everything)?;
     // It did not build, or a test ended the whole process.
     if !well && tally.failed == 0 {
         tally.failed = 1;
