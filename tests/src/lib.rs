@@ -1,3 +1,4 @@
-//! The project's test worlds and the traffic in them.
+//! The project's test worlds, the traffic in them, and benchmarks.
 
+pub mod bench;
 pub mod lab;
