@@ -73,10 +73,7 @@ fn tc_code<H: Hook>(verdict: Verdict, ifindex: u32) -> i32 {
         Action::Pod(to) if H::EGRESS => redirect(to, 0),
         // SAFETY: the helper takes plain numbers.
         Action::Pod(to) => (unsafe { bpf_redirect_peer(to, 0) }) as i32,
-        // SAFETY: no parameters are given, so none are read.
-        Action::Neighbour(to) => {
-            (unsafe { bpf_redirect_neigh(to, core::ptr::null_mut(), 0, 0) }) as i32
-        }
+        Action::Neighbour(to) => neighbour(to),
         Action::Local | Action::Reply if H::EGRESS => redirect(ifindex, u64::from(BPF_F_INGRESS)),
         Action::Local => TC_ACT_UNSPEC,
         Action::Reply => redirect(ifindex, 0),
@@ -87,6 +84,12 @@ fn tc_code<H: Hook>(verdict: Verdict, ifindex: u32) -> i32 {
 fn redirect(ifindex: u32, flags: u64) -> i32 {
     // SAFETY: the helper takes plain numbers.
     (unsafe { bpf_redirect(ifindex, flags) }) as i32
+}
+
+#[inline(always)]
+fn neighbour(ifindex: u32) -> i32 {
+    // SAFETY: no parameters are given, so none are read.
+    (unsafe { bpf_redirect_neigh(ifindex, core::ptr::null_mut(), 0, 0) }) as i32
 }
 
 /// Never reached: the verifier refuses a program that could.

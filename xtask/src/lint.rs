@@ -3,7 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use crate::setup::{self, Purpose};
 use crate::toolchain::{Origin, Toolchain};
@@ -31,12 +31,19 @@ pub(crate) fn check() -> Result<()> {
     process::run(process::cargo().args(["test", "--quiet", "--lib"]))
 }
 
-/// All of [`CHECKS`], stopping at the first that fails.
+/// All of [`CHECKS`], each of them even if others fail.
 pub(crate) fn lint() -> Result<()> {
     setup::run(Purpose::All)?;
+    let mut failed = Vec::new();
     for (name, check) in CHECKS {
         println!("lint: {name}");
-        check()?;
+        if let Err(error) = check() {
+            println!("error: {error:#}");
+            failed.push(name);
+        }
+    }
+    if !failed.is_empty() {
+        bail!("lint: {}", failed.join(", "));
     }
     println!("lint: nothing to complain about");
     Ok(())
