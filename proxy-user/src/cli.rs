@@ -6,6 +6,7 @@ mod arguments;
 mod check;
 mod output;
 mod pages;
+mod run;
 
 use std::{io::Write, process::ExitCode};
 
@@ -71,6 +72,8 @@ pub fn main() -> ExitCode {
 fn dispatch<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> anyhow::Result<()> {
     match &arguments.command {
         Command::Check(check) => check::check(check, output),
+        Command::Run(run) => run::run(run),
+        Command::Detach(detach) => run::detach(detach, output),
         Command::Completions { shell } => pages::completions(*shell, output),
         Command::Man { directory } => pages::man(directory.as_deref(), output),
     }

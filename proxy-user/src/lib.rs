@@ -11,3 +11,4 @@ pub mod model;
 pub mod reconcile;
 pub mod simulation;
 pub mod source;
+pub mod telemetry;

@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 
 use super::Format;
+use crate::telemetry::log::LogFormat;
 
 /// Where `causeway run` looks for its configuration.
 pub(super) const DEFAULT_CONFIG: &str = "/etc/causeway/causeway.toml";
@@ -39,6 +40,15 @@ pub(super) enum Command {
     ///
     /// Prints each mistake as `file:line: severity: object: field: message`.
     Check(Check),
+    /// Runs the daemon, in the foreground.
+    ///
+    /// Adopts what an earlier run left in the kernel. What it puts there stays when it ends, by
+    /// whatever means: `causeway detach` removes it.
+    Run(Run),
+    /// Takes every program, map and pin out of the kernel. Connections through services end.
+    ///
+    /// Works without a daemon. A daemon that runs would put everything back.
+    Detach(Detach),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.
@@ -50,6 +60,26 @@ pub(super) enum Command {
         #[arg(long)]
         directory: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// The configuration.
+    #[arg(short, long, default_value = DEFAULT_CONFIG)]
+    pub(super) config: PathBuf,
+    /// How log lines look.
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) log: LogFormat,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Detach {
+    /// The configuration that names the instance; without it: the instance "default".
+    #[arg(short, long, conflicts_with = "instance")]
+    pub(super) config: Option<PathBuf>,
+    /// The instance.
+    #[arg(long)]
+    pub(super) instance: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -1,0 +1,3 @@
+//! What the daemon tells about itself: its log, and numbers for Prometheus.
+
+pub mod log;
