@@ -37,7 +37,8 @@ impl Batches {
 }
 
 /// The bytes of records, as the kernel reads them.
-fn bytes_of<T: Plain>(records: &[T]) -> &[u8] {
+#[must_use]
+pub fn bytes_of<T: Plain>(records: &[T]) -> &[u8] {
     // SAFETY: `T: Plain` has no padding, so every byte is initialised; the length is the slice's.
     unsafe { std::slice::from_raw_parts(records.as_ptr().cast(), size_of_val(records)) }
 }
