@@ -6,7 +6,10 @@ mod arguments;
 mod check;
 mod output;
 mod pages;
+mod rows;
 mod run;
+mod show;
+mod status;
 
 use std::{io::Write, process::ExitCode};
 
@@ -71,9 +74,15 @@ pub fn main() -> ExitCode {
 
 fn dispatch<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> anyhow::Result<()> {
     match &arguments.command {
-        Command::Check(check) => check::check(check, output),
         Command::Run(run) => run::run(run),
-        Command::Detach(detach) => run::detach(detach, output),
+        Command::Status => status::status(&arguments.socket(), output),
+        Command::Service(noun) => show::services(arguments, noun, output),
+        Command::Backend(noun) => show::backends(arguments, noun, output),
+        Command::Flow(noun) => show::flows(arguments, noun, output),
+        Command::Drop(noun) => show::drops(arguments, noun, output),
+        Command::Map(map) => show::maps(arguments, map, output),
+        Command::Check(check) => check::check(check, output),
+        Command::Detach(detach) => run::detach(arguments, detach, output),
         Command::Completions { shell } => pages::completions(*shell, output),
         Command::Man { directory } => pages::man(directory.as_deref(), output),
     }

@@ -2,6 +2,7 @@
 //!
 //! `source -> model::State -> reconcile::plan (pure) -> reconcile::delta -> dataplane -> report`.
 
+pub mod api;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -30,21 +30,54 @@ pub(super) struct Arguments {
     /// How to print what was asked for.
     #[arg(short, long, global = true, value_enum, default_value_t)]
     pub(super) output: Format,
+    /// The Causeway to look at, where there are several on one machine.
+    #[arg(long, global = true, default_value = "default", value_name = "NAME")]
+    pub(super) instance: String,
+    /// The daemon's socket [default: /run/causeway/<INSTANCE>.sock].
+    #[arg(long, global = true, value_name = "PATH")]
+    pub(super) socket: Option<PathBuf>,
     #[command(subcommand)]
     pub(super) command: Command,
 }
 
+impl Arguments {
+    /// The daemon's socket.
+    pub(super) fn socket(&self) -> PathBuf {
+        let usual = || PathBuf::from(format!("/run/causeway/{}.sock", self.instance));
+        self.socket.clone().unwrap_or_else(usual)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
+    /// Runs the daemon of this node, in the foreground.
+    ///
+    /// Attaches the programs, fills the maps from the manifests, and keeps both right until it is
+    /// ended by SIGTERM or SIGINT. SIGHUP reads the configuration anew. It adopts what an earlier run
+    /// left in the kernel, and what it puts there stays when it ends, by whatever means: services go
+    /// on, and `causeway detach` is what removes them.
+    Run(Run),
+    /// Shows how the daemon is, and what is wrong with the manifests.
+    Status,
+    /// Shows service ports.
+    #[command(subcommand)]
+    Service(Noun),
+    /// Shows backends.
+    #[command(subcommand)]
+    Backend(Noun),
+    /// Shows connections.
+    #[command(subcommand)]
+    Flow(Noun),
+    /// Shows why packets were dropped.
+    #[command(subcommand)]
+    Drop(Noun),
+    /// Shows maps, record by record.
+    #[command(subcommand)]
+    Map(Map),
     /// Checks manifests or a configuration, without a daemon or root.
     ///
     /// Prints each mistake as `file:line: severity: object: field: message`.
     Check(Check),
-    /// Runs the daemon, in the foreground.
-    ///
-    /// Adopts what an earlier run left in the kernel. What it puts there stays when it ends, by
-    /// whatever means: `causeway detach` removes it.
-    Run(Run),
     /// Takes every program, map and pin out of the kernel. Connections through services end.
     ///
     /// Works without a daemon. A daemon that runs would put everything back.
@@ -74,12 +107,48 @@ pub(super) struct Run {
 
 #[derive(Debug, Args)]
 pub(super) struct Detach {
-    /// The configuration that names the instance; without it: the instance "default".
-    #[arg(short, long, conflicts_with = "instance")]
+    /// The configuration that names the instance, instead of --instance.
+    #[arg(short, long)]
     pub(super) config: Option<PathBuf>,
-    /// The instance.
-    #[arg(long)]
-    pub(super) instance: Option<String>,
+}
+
+/// What to show of something. Needs root; without a daemon the maps' pins are read.
+#[derive(Debug, Subcommand)]
+pub(super) enum Noun {
+    /// Shows all.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Shows those of one name or address.
+    Get {
+        /// A service (`name`, `namespace/name`, or the whole name), an address with or without port,
+        /// or a reason.
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Map {
+    /// Shows all maps and how full they are.
+    #[command(visible_alias = "ls")]
+    List,
+    /// Shows all records of a map.
+    Dump {
+        /// The map, as `map list` names it.
+        map: String,
+        /// Shows bytes instead of fields.
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Shows one record of a map.
+    Get {
+        /// The map, as `map list` names it.
+        map: String,
+        /// The key, as `map dump` shows it, in words or in hexadecimal.
+        key: String,
+        /// Shows bytes instead of fields.
+        #[arg(long)]
+        raw: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -95,4 +164,25 @@ pub(super) struct Check {
     /// Counts warnings as errors.
     #[arg(long)]
     pub(super) strict: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_make_sense() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_socket_follows_the_instance() {
+        let parse = |line: &str| Arguments::try_parse_from(line.split(' ')).unwrap();
+        let usual = parse("causeway flow list --instance edge").socket();
+        assert_eq!(usual, PathBuf::from("/run/causeway/edge.sock"));
+        let given = parse("causeway --socket /s service get web -o json").socket();
+        assert_eq!(given, PathBuf::from("/s"));
+    }
 }

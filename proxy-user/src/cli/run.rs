@@ -4,12 +4,18 @@ use std::io::Write;
 
 use anyhow::Context as _;
 
-use super::arguments::{Detach, Run};
-use super::output::Output;
-use crate::config::Config;
-use crate::daemon;
-use crate::dataplane::{PinFolder, attach};
-use crate::telemetry::log;
+use super::{
+    Exit, Failure,
+    arguments::{Arguments, Detach, Run},
+    output::Output,
+};
+use crate::{
+    api,
+    config::Config,
+    daemon,
+    dataplane::{PinFolder, attach::detach_all},
+    telemetry::log,
+};
 
 /// Runs the daemon until it is told to stop.
 pub(super) fn run(arguments: &Run) -> anyhow::Result<()> {
@@ -19,24 +25,31 @@ pub(super) fn run(arguments: &Run) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(async {
-        daemon::run(&arguments.config, |_view, _config, mut stop| async move {
-            // The flag's owner being gone means the same.
-            let _ = stop.wait_for(|stop| *stop).await;
-        })
-        .await
-        .context("causeway run")
+    let ended = runtime.block_on(daemon::run(&arguments.config, api::serve));
+    ended.map_err(|error| match error {
+        daemon::RunError::Config(error) => Failure::new(Exit::Invalid, error.to_string()).into(),
+        error => error.into(),
     })
 }
 
 /// Takes every program, map and pin of an instance out of the kernel.
-pub(super) fn detach<W: Write>(arguments: &Detach, output: &mut Output<W>) -> anyhow::Result<()> {
-    let instance = match (&arguments.instance, &arguments.config) {
-        (Some(instance), _) => instance.clone(),
-        (None, Some(file)) => Config::load(file)?.instance,
-        (None, None) => "default".to_owned(),
+pub(super) fn detach<W: Write>(
+    arguments: &Arguments,
+    detach: &Detach,
+    output: &mut Output<W>,
+) -> anyhow::Result<()> {
+    let (instance, socket) = match &detach.config {
+        Some(file) => {
+            let config = Config::load(file)?;
+            (config.instance, config.socket)
+        }
+        None => (arguments.instance.clone(), arguments.socket()),
     };
-    let folder = PinFolder::new(&instance);
-    attach::detach_all(&folder)?;
+    // A daemon would put everything back at once.
+    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
+        let message = format!("the daemon of instance {instance:?} is running: stop it first");
+        return Err(Failure::new(Exit::Failed, message).into());
+    }
+    detach_all(&PinFolder::new(&instance)).context("cannot detach")?;
     output.text(&format!("instance {instance} is out of the kernel"))
 }

@@ -1,0 +1,148 @@
+//! Answers questions on a unix socket.
+
+use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+
+use axum::{
+    Json, Router,
+    extract::{Path as PathParameter, Query as QueryParameters, State},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use serde::Deserialize;
+use serde_json::json;
+use tokio::{net::UnixListener, sync::watch, task::spawn_blocking, time::timeout};
+
+use super::{Query, QueryError, answer, status::status};
+use crate::{config::Config, daemon::View, dataplane::Ticks};
+
+/// An answer that takes longer is given up.
+const LIMIT: Duration = Duration::from_secs(30);
+
+#[derive(Clone)]
+struct Server {
+    view: Arc<View>,
+    /// None: the clock can't be read, and connections show no idle time.
+    ticks: Option<Arc<Ticks>>,
+}
+
+/// Serves until `stop` turns true. Without a socket the daemon does its work all the same.
+pub async fn serve(view: Arc<View>, config: Arc<Config>, mut stop: watch::Receiver<bool>) {
+    let listener = match listen(&config.socket) {
+        Ok(listener) => listener,
+        Err(error) => {
+            let socket = config.socket.display();
+            tracing::error!(%socket, %error, "no API: the socket cannot be made");
+            // The daemon stops when its server ends.
+            let _ = stop.wait_for(|stop| *stop).await;
+            return;
+        }
+    };
+    let ticks = Ticks::load().inspect_err(|error| {
+        tracing::warn!(%error, "the datapath's clock cannot be read: idle times are not shown");
+    });
+    let server = Server {
+        view,
+        ticks: ticks.ok().map(Arc::new),
+    };
+    let stopped = async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    let ended = axum::serve(listener, router(server))
+        .with_graceful_shutdown(stopped)
+        .await;
+    if let Err(error) = ended {
+        tracing::error!(%error, "the API has ended");
+    }
+    let _ = fs::remove_file(&config.socket);
+}
+
+/// Makes the socket, for root alone, in place of one that a daemon before has left.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)?;
+    }
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+#[derive(Deserialize)]
+struct Of {
+    of: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Key {
+    key: Option<String>,
+}
+
+fn router(server: Server) -> Router {
+    let of = |query: fn(Option<String>) -> Query| {
+        get(
+            move |State(server): State<Server>, QueryParameters(of): QueryParameters<Of>| {
+                server.ask(query(of.of))
+            },
+        )
+    };
+    Router::new()
+        .route(
+            "/v1/status",
+            get(|State(server): State<Server>| async move {
+                Json(status(&server.view)).into_response()
+            }),
+        )
+        .route("/v1/services", of(Query::Services))
+        .route("/v1/backends", of(Query::Backends))
+        .route("/v1/flows", of(Query::Flows))
+        .route("/v1/drops", of(Query::Drops))
+        .route(
+            "/v1/maps",
+            get(|State(server): State<Server>| server.ask(Query::Maps)),
+        )
+        .route(
+            "/v1/maps/{map}",
+            get(
+                |State(server): State<Server>,
+                 PathParameter(map): PathParameter<String>,
+                 QueryParameters(key): QueryParameters<Key>| {
+                    server.ask(Query::Records(map, key.key))
+                },
+            ),
+        )
+        .with_state(server)
+}
+
+impl Server {
+    async fn ask(self, query: Query) -> Response {
+        let work = spawn_blocking(move || {
+            let now = self
+                .ticks
+                .as_ref()
+                .and_then(|ticks| ticks.now().ok())
+                .unwrap_or_default();
+            let totals = Arc::clone(&self.view.current().totals);
+            answer(&query, self.view.maps(), Some(&totals), now)
+        });
+        match timeout(LIMIT, work).await {
+            Ok(Ok(Ok(value))) => Json(value).into_response(),
+            Ok(Ok(Err(error))) => {
+                let code = match error {
+                    QueryError::NotFound(_) => StatusCode::NOT_FOUND,
+                    _ => StatusCode::INTERNAL_SERVER_ERROR,
+                };
+                refuse(code, &error.to_string())
+            }
+            Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            Err(_) => refuse(StatusCode::GATEWAY_TIMEOUT, "the answer took too long"),
+        }
+    }
+}
+
+fn refuse(code: StatusCode, message: &str) -> Response {
+    (code, Json(json!({"error": message}))).into_response()
+}
