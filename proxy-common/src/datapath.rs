@@ -21,6 +21,7 @@ pub use verdict::{Event, Reason, Verdict};
 
 use crate::abi::{Family, FilterKind, V4, V6};
 use crate::wire::{Ethernet, Frame, IpHeader, ethertype};
+use flow::Arrival;
 use headers::{Headers, Link};
 
 /// Where a program is attached. What differs between hooks is decided at compile time.
@@ -104,7 +105,7 @@ where
     P: Frame,
     T: FamilyTables<F>,
 {
-    let length = frame.length();
+    let arrival = Arrival::of(frame, ifindex);
     if headers::is_plain::<F, P>(frame) {
         let Some(headers) = headers::parse_plain::<F, P>(frame) else {
             return Verdict::PASS;
@@ -114,10 +115,9 @@ where
         }
         if let Some(key) = headers.flow_key()
             && let Some(mut flow) = tables.flow(&key)
-            && let Some(carried) =
-                flow::carry::<H, F, P, T>(headers, &mut flow, tables, ifindex, length)
+            && let Some(carried) = flow::carry::<H, F, T>(headers, &mut flow, tables, &arrival)
         {
-            return flow::finish::<F, P, T>(frame, tables, &carried, length);
+            return flow::finish::<F, P, T>(frame, tables, &carried, &arrival);
         }
     }
     connect::slow::<H, F, P, T>(frame, tables, ifindex)

@@ -8,7 +8,7 @@ use crate::abi::{
 };
 use crate::wire::{Frame, IpHeader, protocol, tcp_flag};
 
-use super::flow::{self, is_stale};
+use super::flow::{self, Arrival, is_stale};
 use super::headers::{self, Layout, Transport};
 use super::tables::FamilyTables;
 use super::verdict::{Event, Reason, Verdict, counted};
@@ -149,15 +149,14 @@ fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     tables: &T,
     draft: &Draft<F>,
 ) -> Verdict {
-    let length = frame.length();
+    let arrival = Arrival::of(frame, draft.ifindex);
     if let Some(headers) = headers::find::<F, P>(frame, &draft.layout)
         && let Some(mut flow) = tables.flow(&draft.key)
-        && let Some(carried) =
-            flow::carry::<H, F, P, T>(headers, &mut flow, tables, draft.ifindex, length)
+        && let Some(carried) = flow::carry::<H, F, T>(headers, &mut flow, tables, &arrival)
     {
-        return flow::finish::<F, P, T>(frame, tables, &carried, length);
+        return flow::finish::<F, P, T>(frame, tables, &carried, &arrival);
     }
-    counted(Verdict::drop(Reason::Changing), tables, length)
+    counted(Verdict::drop(Reason::Changing), tables, arrival.length)
 }
 
 /// Echo requests and fragments to an address that belongs to services.

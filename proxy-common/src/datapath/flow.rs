@@ -8,6 +8,27 @@ use super::tables::{FamilyTables, Tables};
 use super::verdict::{Reason, Verdict, counted};
 use super::{Hook, forward};
 
+/// What is known of a packet beside its bytes.
+pub(super) struct Arrival {
+    /// The hook's device.
+    pub(super) ifindex: u32,
+    /// The whole frame, bytes.
+    pub(super) length: u64,
+    /// See [`Frame::checksum_is_plain`].
+    pub(super) checksum_is_plain: bool,
+}
+
+impl Arrival {
+    #[inline(always)]
+    pub(super) fn of<P: Frame>(frame: &P, ifindex: u32) -> Self {
+        Self {
+            ifindex,
+            length: frame.length(),
+            checksum_is_plain: frame.checksum_is_plain(),
+        }
+    }
+}
+
 /// What [`carry`] did, and what [`finish`] has still to do.
 pub(super) struct Carried {
     verdict: Verdict,
@@ -60,12 +81,11 @@ pub(super) fn is_stale<F: Family, T: Tables>(
 
 /// Rewrites a packet as its flow says. None: the flow is stale, see [`is_stale`].
 #[inline(always)]
-pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
+pub(super) fn carry<H: Hook, F: Family, T: FamilyTables<F>>(
     headers: Headers<'_, F>,
     flow: &mut Flow<F>,
     tables: &T,
-    ifindex: u32,
-    length: u64,
+    arrival: &Arrival,
 ) -> Option<Carried> {
     let (protocol, tcp_flags) = headers.transport.protocol();
     if is_stale(flow, protocol, tcp_flags, tables) {
@@ -75,7 +95,7 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     let now = tables.tick();
     if flow.last_seen != now || flow.step == FlowStep::Resolve as u8 {
         flow.last_seen = now;
-        forward::refresh::<F, T>(tables, flow, protocol, ifindex, vlan);
+        forward::refresh::<F, T>(tables, flow, protocol, arrival.ifindex, vlan);
     }
     let step = FlowStep::from_raw(flow.step);
     if vlan != flow.vlan || (vlan != 0 && step != FlowStep::Transmit) {
@@ -99,11 +119,14 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
             // The kernel answers with "time exceeded", from the packet as it came.
             return Some(Carried::untouched(Verdict::PASS));
         }
-        hops = headers.ip.decrement_hops();
+        let delta = headers.ip.decrement_hops();
+        if !arrival.checksum_is_plain {
+            hops = delta;
+        }
     }
     observe(flow, tcp_flags, tables);
     flow.packets = flow.packets.wrapping_add(1);
-    flow.bytes = flow.bytes.wrapping_add(length);
+    flow.bytes = flow.bytes.wrapping_add(arrival.length);
     if step != FlowStep::Local {
         headers.link.ethernet.destination = flow.link_destination;
         headers.link.ethernet.source = flow.link_source;
@@ -123,18 +146,20 @@ pub(super) fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
         Transport::Tcp(tcp) => {
             tcp.source = flow.source_port;
             tcp.destination = flow.destination_port;
-            if !P::CHECKSUM_OFFLOAD {
+            if arrival.checksum_is_plain {
                 tcp.check = address.and(ports).apply(tcp.check);
+            } else {
+                carried.offset = headers.transport_offset + 16;
             }
-            carried.offset = headers.transport_offset + 16;
         }
         Transport::Udp(udp) => {
             udp.source = flow.source_port;
             udp.destination = flow.destination_port;
-            if !P::CHECKSUM_OFFLOAD {
+            if arrival.checksum_is_plain {
                 udp.check = address.and(ports).apply_udp(udp.check);
+            } else {
+                carried.offset = headers.transport_offset + 6;
             }
-            carried.offset = headers.transport_offset + 6;
             carried.udp = true;
         }
         // SCTP's checksum does not cover addresses, and its ports never change.
@@ -149,7 +174,7 @@ pub(super) fn finish<F: Family, P: Frame, T: Tables>(
     frame: &mut P,
     tables: &T,
     carried: &Carried,
-    length: u64,
+    arrival: &Arrival,
 ) -> Verdict {
     if P::CHECKSUM_OFFLOAD {
         if F::IS_V6 && carried.hops != Delta::ZERO {
@@ -165,7 +190,7 @@ pub(super) fn finish<F: Family, P: Frame, T: Tables>(
             );
         }
     }
-    counted(carried.verdict, tables, length)
+    counted(carried.verdict, tables, arrival.length)
 }
 
 /// Notes what the packet says about the connection's state.

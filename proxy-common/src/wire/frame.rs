@@ -125,8 +125,8 @@ impl Lookahead<'_, '_> {
 /// Whatever may move the bytes takes `&mut self`, so that no reference from an earlier cursor can
 /// be used after it: what the BPF verifier calls an invalidated packet pointer is a compile error.
 pub trait Frame {
-    /// Whether the transport checksum may be left for a device to finish (`CHECKSUM_PARTIAL`), so
-    /// that it must be changed by [`Frame::adjust_transport_checksum`] instead of in place.
+    /// Whether the kernel may keep sums over the frame beside it, or leave the transport checksum for
+    /// a device to finish.
     const CHECKSUM_OFFLOAD: bool;
 
     /// The frame's bytes from the Ethernet header on.
@@ -137,6 +137,10 @@ pub trait Frame {
 
     /// The whole frame's length in bytes, beyond what the cursor reaches too.
     fn length(&self) -> u64;
+
+    /// Whether the transport checksum may be changed in place: it is whole, and no sum over it is kept
+    /// beside the frame. Where it may not, [`Frame::adjust_transport_checksum`] does it.
+    fn checksum_is_plain(&self) -> bool;
 
     /// Applies changes to the transport checksum that stands at `offset`: `address` is a change of
     /// the pseudo-header, `ports` one of the segment itself. `udp`: zero means none.

@@ -1,11 +1,13 @@
 //! Frames under TC.
 
-use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode};
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_CSUM_LEVEL_QUERY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode,
+};
 use aya_ebpf::helpers::{
-    bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
+    bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
     bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
-use proxy_common::wire::{Cursor, Delta, Frame};
+use proxy_common::wire::{Checksum, Cursor, Delta, Frame};
 
 use crate::maps;
 
@@ -59,6 +61,28 @@ impl SkbFrame {
     }
 }
 
+/// Whether two sums are equal: zero has two forms.
+#[inline(always)]
+const fn same(a: u16, b: u16) -> bool {
+    a == b || (a == 0 && b == 0xffff) || (a == 0xffff && b == 0)
+}
+
+impl SkbFrame {
+    /// The word at an offset.
+    #[inline(always)]
+    fn word(&mut self, offset: u32) -> Option<&mut u16> {
+        let mut cursor = self.cursor();
+        cursor.skip(offset);
+        cursor.take::<u16>()
+    }
+
+    #[inline(always)]
+    fn replace_checksum(&mut self, offset: u32, delta: Delta, flags: u64) {
+        // SAFETY: the helper checks the offset; no pointer into the frame is alive.
+        unsafe { bpf_l4_csum_replace(self.skb, offset, 0, u64::from(delta.raw()), flags) };
+    }
+}
+
 impl Frame for SkbFrame {
     const CHECKSUM_OFFLOAD: bool = true;
 
@@ -84,6 +108,14 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
+    fn checksum_is_plain(&self) -> bool {
+        // Fails unless the device has verified the checksum (CHECKSUM_UNNECESSARY): nothing but the
+        // packet's own bytes holds it then.
+        // SAFETY: the helper takes a plain number.
+        unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 }
+    }
+
+    #[inline(always)]
     fn adjust_transport_checksum(
         &mut self,
         offset: u32,
@@ -99,12 +131,28 @@ impl Frame for SkbFrame {
         };
         let family = if v6 { maps::l4_csum_ipv6() } else { 0 };
         let pseudo = u64::from(BPF_F_PSEUDO_HDR) | zero_is_none | family;
-        // SAFETY: the helper checks the offset; no pointer into the frame is alive.
-        unsafe { bpf_l4_csum_replace(self.skb, offset, 0, u64::from(address.raw()), pseudo) };
-        if ports != Delta::ZERO {
-            // SAFETY: as above.
-            unsafe {
-                bpf_l4_csum_replace(self.skb, offset, 0, u64::from(ports.raw()), zero_is_none)
+        let before = self.word(offset).copied();
+        self.replace_checksum(offset, address, pseudo);
+        if ports == Delta::ZERO {
+            return;
+        }
+        // What the helper made of the pseudo-header's change tells whether the checksum is whole: a
+        // partial one is not complemented. The ports' change is no concern of a partial one, and a
+        // second call is dear.
+        let after = self.word(offset);
+        let (Some(before), Some(after)) = (before, after) else {
+            return;
+        };
+        let (before, after_value) = (before, *after);
+        let partial = Checksum::new().add(before).add(address.raw()).fold();
+        let whole = address.apply(before);
+        if same(partial, whole) {
+            self.replace_checksum(offset, ports, zero_is_none);
+        } else if same(after_value, whole) {
+            *after = if udp {
+                ports.apply_udp(after_value)
+            } else {
+                ports.apply(after_value)
             };
         }
     }

@@ -60,6 +60,11 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn checksum_is_plain(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
     fn adjust_transport_checksum(&mut self, _: u32, _: Delta, _: Delta, _: bool, _: bool) {}
 
     #[inline(always)]
