@@ -4,7 +4,7 @@
 //! in turn, round by round, and the median of the rounds' ratios; one pair of the same thing in each run,
 //! whose ratio says whether the run can be believed. `docs/benchmarks.md` has the figures.
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_user::dataplane::load::embedded_object;
@@ -28,18 +28,41 @@ pub struct Options {
     pub cpu: usize,
     /// A first answer within a minute per suite.
     pub quick: bool,
+    /// Cases of suite `kernel` to run; all if none is named.
+    pub cases: Vec<String>,
+    /// Numbers of flows that suite `kernel` measures with; all if none is named.
+    pub flows: Vec<u32>,
     /// Causeway's object.
     object: Vec<u8>,
+    /// Another one, that suite `kernel` compares it with instead of the empty program.
+    against: Option<Vec<u8>>,
 }
 
 impl Options {
-    /// Measures the object in `file`, or the one that this build has made.
-    pub fn new(cpu: usize, quick: bool, file: Option<PathBuf>) -> Result<Self> {
-        let object = match file {
-            Some(file) => fs::read(&file).with_context(|| format!("reading {}", file.display()))?,
-            None => embedded_object().map(<[u8]>::to_vec).unwrap_or_default(),
-        };
-        Ok(Self { cpu, quick, object })
+    /// Measures the object that this build has made.
+    #[must_use]
+    pub fn new(cpu: usize, quick: bool) -> Self {
+        let object = embedded_object().map(<[u8]>::to_vec).unwrap_or_default();
+        Self {
+            cpu,
+            quick,
+            cases: Vec::new(),
+            flows: Vec::new(),
+            object,
+            against: None,
+        }
+    }
+
+    /// Measures the object in `file` instead.
+    pub fn measure(&mut self, file: &Path) -> Result<()> {
+        self.object = read(file)?;
+        Ok(())
+    }
+
+    /// Compares with the object in `file`.
+    pub fn compare(&mut self, file: &Path) -> Result<()> {
+        self.against = Some(read(file)?);
+        Ok(())
     }
 
     /// Causeway's object.
@@ -51,9 +74,19 @@ impl Options {
         Ok(&self.object)
     }
 
+    /// The object that suite `kernel` compares with, if it is not the empty program.
+    #[must_use]
+    pub fn against(&self) -> Option<&[u8]> {
+        self.against.as_deref()
+    }
+
     /// How many rounds: in a quick run and in a full one.
     #[must_use]
     pub fn rounds(&self, quick: u32, full: u32) -> u32 {
         if self.quick { quick } else { full }
     }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>> {
+    fs::read(file).with_context(|| format!("reading {}", file.display()))
 }

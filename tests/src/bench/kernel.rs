@@ -6,6 +6,7 @@
 mod bed;
 
 use anyhow::{Context as _, Result, ensure};
+use aya::programs::ProgramFd;
 
 use self::bed::Bed;
 use super::{
@@ -101,8 +102,18 @@ pub const CASES: [Case; 7] = [
     Case::new("new-v6-tcp", Kind::New, Version::V6, Protocol::Tcp),
 ];
 
-/// Numbers of flows, by bed: a bed holds the last number of its list.
-const FLOWS: [&[u32]; 2] = [&[1, 1_000], &[1_000_000]];
+/// Numbers of flows that packets belong to, and how many the tables hold then.
+const FLOWS: [(u32, u32); 3] = [(1, 1_000), (1_000, 1_000), (1_000_000, 1_000_000)];
+
+/// Packets that are measured at a time: a millisecond or so, most of which pass undisturbed even on a
+/// busy machine.
+const PACKETS: u32 = 20_000;
+
+/// The same for first packets, whose flows are taken out again afterwards.
+const NEW_FLOWS: u32 = 2_048;
+
+/// Services that there are: TCP and UDP, IPv4 and IPv6.
+const SERVICES: u32 = 4;
 
 /// The case that is measured twice, and at how many flows.
 const TWICE: (&str, u32) = ("established-v4-tcp", 1);
@@ -114,49 +125,53 @@ const PROMISES: [(&str, f64); 3] = [
     ("established-v6-tcp", 85.0),
 ];
 
-/// A case at one hook and number of flows, and what its rounds have shown so far.
+/// A case at one hook and number of flows, and what its rounds have cost so far.
 struct Point {
     case: Case,
     hook: Hook,
-    bed: usize,
+    /// How many flows the tables hold.
+    bed: u32,
     flows: u32,
     twin: bool,
     costs: Vec<f64>,
     empty: Vec<f64>,
+    /// Of the object that is compared with.
+    other: Vec<f64>,
 }
 
 /// Runs the suite.
 pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
-    let beds = FLOWS.map(<[u32]>::to_vec);
+    let mut points = points(options);
+    ensure!(
+        !points.is_empty(),
+        "there is no such case or number of flows"
+    );
+    let mut beds: Vec<u32> = points.iter().map(|point| point.bed).collect();
+    beds.dedup();
     let mut programs = Programs::load()?;
-    let mut points = points(&beds);
     let space = bed::Space::build()?;
-    let namespace = space.namespace.clone();
-    namespace.enter(|| -> Result<()> {
+    space.namespace.clone().enter(|| -> Result<()> {
         pin(options.cpu)?;
-        let mut beds = beds
-            .iter()
-            .map(|flows| {
-                Bed::build(
-                    &space,
-                    options,
-                    &mut programs,
-                    flows.last().copied().unwrap_or(1),
-                )
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for round in 0..options.rounds(7, 31) {
-            let count = points.len();
-            for place in 0..count {
-                // Every other round the other way round.
-                let place = if round % 2 == 0 {
-                    place
-                } else {
-                    count - 1 - place
-                };
-                let point = points.get_mut(place).context("no such point")?;
-                let bed = beds.get_mut(point.bed).context("no such bed")?;
-                measure(point, bed, &mut programs, round)?;
+        programs.settle("in1")?;
+        let mut build = |object: &[u8]| {
+            beds.iter()
+                .map(|flows| Bed::build(&space, object, &mut programs, *flows))
+                .collect::<Result<Vec<_>>>()
+        };
+        let subjects = build(options.object()?)?;
+        let others = options.against().map(build).transpose()?;
+        for round in 0..options.rounds(41, 201) {
+            // Every other round the other way round.
+            let mut order: Vec<_> = points.iter_mut().collect();
+            if round % 2 == 1 {
+                order.reverse();
+            }
+            for point in order {
+                let place = beds.iter().position(|flows| *flows == point.bed);
+                let place = place.context("no such bed")?;
+                let bed = subjects.get(place).context("no such bed")?;
+                let other = others.as_ref().and_then(|others| others.get(place));
+                point.measure(bed, other, &mut programs, round)?;
             }
         }
         Ok(())
@@ -164,28 +179,20 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
     rows(&points)
 }
 
-fn points(beds: &[Vec<u32>]) -> Vec<Point> {
+fn points(options: &Options) -> Vec<Point> {
+    let wanted = |case: &Case| {
+        options.cases.is_empty() || options.cases.iter().any(|name| name == case.name)
+    };
     let mut points = Vec::new();
-    for (bed, flows) in beds.iter().enumerate() {
-        for &flows in flows {
-            for hook in [Hook::Xdp, Hook::Tc] {
-                for case in CASES {
-                    let point = |twin| {
-                        let (costs, empty) = (Vec::new(), Vec::new());
-                        Point {
-                            case,
-                            hook,
-                            bed,
-                            flows,
-                            twin,
-                            costs,
-                            empty,
-                        }
-                    };
-                    points.push(point(false));
-                    if (case.name, flows) == TWICE && hook == Hook::Xdp {
-                        points.push(point(true));
-                    }
+    for (flows, bed) in FLOWS {
+        if !options.flows.is_empty() && !options.flows.contains(&flows) {
+            continue;
+        }
+        for hook in [Hook::Xdp, Hook::Tc] {
+            for case in CASES.into_iter().filter(wanted) {
+                points.push(Point::new(case, hook, bed, flows, false));
+                if (case.name, flows) == TWICE && hook == Hook::Xdp {
+                    points.push(Point::new(case, hook, bed, flows, true));
                 }
             }
         }
@@ -193,65 +200,111 @@ fn points(beds: &[Vec<u32>]) -> Vec<Point> {
     points
 }
 
-/// One round of one point: the program, then the empty one in its place.
-fn measure(point: &mut Point, bed: &mut Bed, programs: &mut Programs, round: u32) -> Result<()> {
-    let repeat = if point.case.kind == Kind::New {
-        16_384
-    } else {
-        100_000
-    };
-    let mut feed = Bed::feed_of(&point.case, point.flows);
-    feed.counter = feed.counter.wrapping_add(round.wrapping_mul(repeat));
-    let target = bed.program(point.hook)?;
-    let empty = programs.empty(point.hook)?;
-    for (target, costs) in [(&target, &mut point.costs), (&empty, &mut point.empty)] {
-        programs.aim(point.hook, target)?;
-        if point.case.kind != Kind::New {
+impl Point {
+    fn new(case: Case, hook: Hook, bed: u32, flows: u32, twin: bool) -> Self {
+        let (costs, empty, other) = (Vec::new(), Vec::new(), Vec::new());
+        Self {
+            case,
+            hook,
+            bed,
+            flows,
+            twin,
+            costs,
+            empty,
+            other,
+        }
+    }
+
+    /// One round: the program, then the empty one in its place.
+    fn measure(
+        &mut self,
+        bed: &Bed,
+        other: Option<&Bed>,
+        programs: &mut Programs,
+        round: u32,
+    ) -> Result<()> {
+        let cost = self.cost(bed, None, programs, round)?;
+        self.costs.push(cost);
+        if let Some(other) = other {
+            let cost = self.cost(other, None, programs, round)?;
+            self.other.push(cost);
+        }
+        let empty = programs.empty(self.hook)?;
+        let cost = self.cost(bed, Some(&empty), programs, round)?;
+        self.empty.push(cost);
+        Ok(())
+    }
+
+    /// CPU time of a packet, nanoseconds, through the bed's program or through another.
+    fn cost(
+        &self,
+        bed: &Bed,
+        instead: Option<&ProgramFd>,
+        programs: &mut Programs,
+        round: u32,
+    ) -> Result<f64> {
+        let new = self.case.kind == Kind::New;
+        let repeat = if new { NEW_FLOWS } else { PACKETS };
+        let mut feed = Bed::feed_of(&self.case, self.flows);
+        feed.counter = feed.counter.wrapping_add(round.wrapping_mul(repeat));
+        match instead {
+            Some(program) => programs.aim(self.hook, program)?,
+            None => programs.aim(self.hook, &bed.program(self.hook)?)?,
+        }
+        if !new {
             programs.feed(&feed)?;
-            programs.run(point.hook, bed.ifindex(), repeat / 16)?;
+            programs.run(self.hook, bed.ifindex(), repeat / 16)?;
         }
         programs.feed(&feed)?;
         let start = thread_time()?;
-        let code = programs.run(point.hook, bed.ifindex(), repeat)?;
-        costs.push((thread_time()? - start) / f64::from(repeat));
-        if std::ptr::eq(target, &raw const empty) {
-            continue;
+        let code = programs.run(self.hook, bed.ifindex(), repeat)?;
+        let cost = (thread_time()? - start) / f64::from(repeat);
+        if instead.is_none() {
+            Bed::expect(&self.case, self.hook, code)?;
+            if new {
+                bed.forget(&self.case, feed.counter, repeat)?;
+            }
         }
-        Bed::expect(&point.case, point.hook, code)?;
-        if point.case.kind == Kind::New {
-            bed.forget(&point.case, feed.counter, repeat)?;
-        }
+        Ok(cost)
     }
-    Ok(())
+
+    /// The row without its peer's ratio: the value is net of the empty program.
+    fn row(&self) -> Result<Row> {
+        let (peer, costs) = match (self.twin, self.other.is_empty()) {
+            (true, _) => (self.hook.name(), &self.costs),
+            (false, true) => ("empty", &self.empty),
+            (false, false) => ("other object", &self.other),
+        };
+        let topic = Topic {
+            case: self.case.name,
+            subject: self.hook.name(),
+            peer,
+            services: SERVICES,
+            flows: self.flows,
+            unit: "ns",
+        };
+        let net = self.costs.iter().zip(&self.empty);
+        let value = Spread::of(net.map(|(cost, empty)| cost - empty))?.median;
+        Ok(Row {
+            value,
+            ..topic.row("kernel", &self.costs, costs)?
+        })
+    }
+
+    /// Whether this is the same thing, measured once more.
+    fn is_twin_of(&self, other: &Self) -> bool {
+        let topic = |point: &Self| (point.case, point.hook, point.flows);
+        self.twin && !other.twin && topic(self) == topic(other)
+    }
 }
 
 fn rows(points: &[Point]) -> Result<(Vec<Row>, Vec<Check>)> {
     let (mut rows, mut checks) = (Vec::new(), Vec::new());
     for point in points {
-        let topic = Topic {
-            case: point.case.name,
-            subject: point.hook.name(),
-            peer: if point.twin {
-                point.hook.name()
-            } else {
-                "empty"
-            },
-            services: 4,
-            flows: point.flows,
-            unit: "ns",
-        };
-        let mut row = topic.row("kernel", &point.costs, &point.empty)?;
-        let net = point
-            .costs
-            .iter()
-            .zip(&point.empty)
-            .map(|(cost, empty)| cost - empty);
-        row.value = Spread::of(net)?.median;
+        let mut row = point.row()?;
         if point.twin {
-            let first = points
-                .iter()
-                .find(|other| !other.twin && same(other, point))
-                .context("the twin's first half was not measured")?;
+            let first = points.iter().find(|other| point.is_twin_of(other));
+            let first = first.context("the twin's first half was not measured")?;
             let ratio = Spread::of_ratios(&point.costs, &first.costs)?;
             (row.ratio, row.spread) = (Some(ratio.median), ratio.range);
             checks.push(Check::same("kernel", point.case.name, ratio.median));
@@ -269,8 +322,4 @@ fn rows(points: &[Point]) -> Result<(Vec<Row>, Vec<Check>)> {
     }
     ensure!(!rows.is_empty(), "nothing was measured");
     Ok((rows, checks))
-}
-
-fn same(a: &Point, b: &Point) -> bool {
-    (a.case, a.hook, a.flows) == (b.case, b.hook, b.flows)
 }

@@ -175,6 +175,21 @@ impl Programs {
         Ok(())
     }
 
+    /// Attaches the XDP wrapper to a device that nothing comes in at. The kernel then knows the
+    /// program by heart: otherwise each run enters it into the XDP dispatcher and takes it out
+    /// again, and waits for all CPUs both times (`bpf_dispatcher_change_prog`).
+    pub fn settle(&mut self, device: &str) -> Result<()> {
+        let program = self
+            .object
+            .program_mut("restore_xdp")
+            .context("no program restore_xdp")?;
+        let program: &mut Xdp = program.try_into()?;
+        program
+            .attach(device, XdpMode::Driver)
+            .context("attaching the wrapper")?;
+        Ok(())
+    }
+
     /// Attaches the sink to a device of the calling thread's network namespace.
     pub fn attach_sink(&mut self, device: &str) -> Result<()> {
         let program = self.object.program_mut("sink").context("no program sink")?;

@@ -27,6 +27,15 @@ struct Arguments {
     /// Measure the programs of this object instead of the built ones.
     #[arg(long, value_name = "FILE")]
     object: Option<PathBuf>,
+    /// Suite kernel: compare with the programs of this object instead of with the empty program.
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// Suite kernel: only this case. May be given more than once.
+    #[arg(long = "case", value_name = "CASE")]
+    cases: Vec<String>,
+    /// Suite kernel: only with this many flows (1, 1000, 1000000). May be given more than once.
+    #[arg(long, value_name = "NUMBER")]
+    flows: Vec<u32>,
     /// End with an error, too, if a bound is missed.
     #[arg(long)]
     strict: bool,
@@ -62,7 +71,15 @@ fn run(arguments: Arguments) -> Result<()> {
         .context("counting CPUs")?
         .get();
     let cpu = arguments.cpu.unwrap_or(cpus - 1);
-    let options = Options::new(cpu, arguments.quick, arguments.object)?;
+    let mut options = Options::new(cpu, arguments.quick);
+    options.cases = arguments.cases;
+    options.flows = arguments.flows;
+    if let Some(file) = &arguments.object {
+        options.measure(file)?;
+    }
+    if let Some(file) = &arguments.against {
+        options.compare(file)?;
+    }
     namespace::remove_remains()?;
     let suites = if arguments.suites.is_empty() {
         Suite::value_variants().to_vec()

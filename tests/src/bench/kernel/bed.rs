@@ -17,7 +17,6 @@ use proxy_common::{
 use super::{Case, Kind, Version};
 use crate::{
     bench::{
-        Options,
         causeway::{Datapath, Uplink},
         feed::{FIRST_PORT, Feed, IN_TURN, PORTS, SCATTERED},
         frame::{Protocol, Segment, Template},
@@ -111,13 +110,13 @@ impl Bed {
     /// Loads the programs anew, and has them make `flows` flows of each family and protocol.
     pub(super) fn build(
         space: &Space,
-        options: &Options,
+        object: &[u8],
         programs: &mut Programs,
         flows: u32,
     ) -> Result<Self> {
         // Two entries a flow, TCP and UDP, and room for new ones.
         let capacity = flows.saturating_mul(4).saturating_add(200_000);
-        let datapath = Datapath::load(options.object()?, Some(capacity.max(262_144)))?;
+        let datapath = Datapath::load(object, Some(capacity.max(262_144)))?;
         let [inside, outside] = space.devices;
         let mut bed = Self {
             datapath,
