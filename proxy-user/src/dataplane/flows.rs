@@ -4,6 +4,8 @@
 //! [`Sweeper`] reads, removes and adds up.
 
 mod sweeper;
+#[cfg(test)]
+mod tests;
 mod totals;
 
 use std::collections::HashMap;

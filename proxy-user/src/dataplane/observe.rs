@@ -32,7 +32,6 @@ pub fn observe(maps: &Maps) -> Result<Observed, ObserveError> {
             observed.backends.insert(*index, *backend);
         }
     })?;
-    observed.slots = slots(maps)?;
     let mut words = Vec::new();
     each("FILTER", &maps.filter, |word, bits| {
         words.push((*word, *bits));
@@ -50,6 +49,13 @@ pub fn observe(maps: &Maps) -> Result<Observed, ObserveError> {
     each("ADDRESSES_V6", &maps.addresses_v6, |address, flags| {
         observed.addresses_v6.insert(*address, *flags);
     })?;
+    let services = observed
+        .services_v4
+        .values()
+        .chain(observed.services_v6.values());
+    let ends = services.map(|service| service.first_slot.saturating_add(service.slots));
+    let named = usize::try_from(ends.max().unwrap_or_default()).unwrap_or(usize::MAX);
+    observed.slots = slots(maps, named)?;
     observe_devices(maps, &mut observed)?;
     Ok(observed)
 }
@@ -66,8 +72,9 @@ pub fn observe_devices(maps: &Maps, observed: &mut Observed) -> Result<(), Obser
     })
 }
 
-/// The array up to its last value that is not zero, which is also how it is after its creation.
-fn slots(maps: &Maps) -> Result<Vec<u32>, ObserveError> {
+/// The array up to its last value that is not zero, and at least its first `named` values: those
+/// may end with zeros, since zero is also a backend's index.
+fn slots(maps: &Maps, named: usize) -> Result<Vec<u32>, ObserveError> {
     let mut slots = vec![0; maps.slots.capacity()];
     each("SLOTS", &maps.slots, |index, backend| {
         if let Some(slot) = usize::try_from(*index)
@@ -81,7 +88,7 @@ fn slots(maps: &Maps) -> Result<Vec<u32>, ObserveError> {
         .iter()
         .rposition(|slot| *slot != 0)
         .map_or(0, |last| last + 1);
-    slots.truncate(used);
+    slots.truncate(used.max(named));
     slots.shrink_to_fit();
     Ok(slots)
 }
