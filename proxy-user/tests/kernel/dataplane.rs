@@ -1,16 +1,9 @@
-//! The dataplane against this machine's kernel, in network namespaces of its own. Needs root.
-#![expect(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    reason = "a test may fail"
-)]
-
-mod world;
+//! The dataplane against this machine's kernel, in network namespaces.
 
 use std::collections::BTreeMap;
 use std::fs;
 
+use crate::world::{World, ip, output};
 use aya::programs::{SchedClassifier, TcAttachType};
 use proxy_common::abi::{Addr4, Flow, FlowKey, MAPS, Service, ServiceKey, V4};
 use proxy_common::wire::Be16;
@@ -21,7 +14,6 @@ use proxy_user::dataplane::maps::MapError;
 use proxy_user::dataplane::{Features, Jiffies, MapSizes, Maps, PinFolder, Ticks};
 use proxy_user::kernel::devices::{self, XdpState};
 use proxy_user::kernel::netlink::Netlink;
-use world::{World, ip, output};
 
 fn small() -> MapSizes {
     MAPS.iter()

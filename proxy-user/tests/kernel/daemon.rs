@@ -1,0 +1,370 @@
+//! The daemon's engine against this machine's kernel: start, change, failure, restart.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::world::{World, ip};
+use proxy_common::abi::{DeviceRole, Flow, FlowKey, Service, ServiceKey, V4, flow_state};
+use proxy_common::wire::{Be16, protocol};
+use proxy_user::config::Config;
+use proxy_user::daemon::Engine;
+use proxy_user::dataplane::Ticks;
+use proxy_user::dataplane::attach::detach_all;
+use proxy_user::source::assemble::Policy;
+use proxy_user::source::manifests::Manifests;
+
+const NODE: &str = r#"
+apiVersion: v1
+kind: Node
+metadata: {name: node1}
+spec: {podCIDRs: [10.1.0.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
+"#;
+
+fn service(name: &str, address: &str, pods: &[&str]) -> String {
+    let endpoints: Vec<_> = pods
+        .iter()
+        .map(|pod| format!("{{addresses: [{pod}], nodeName: node1, conditions: {{ready: true}}}}"))
+        .collect();
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: shop}}\n\
+         spec: {{clusterIP: {address}, clusterIPs: [{address}], ports: [{{port: 80, targetPort: 8080}}]}}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: {name}-1\n  \
+         namespace: shop\n  labels: {{kubernetes.io/service-name: {name}}}\naddressType: IPv4\n\
+         ports: [{{port: 8080, protocol: TCP}}]\nendpoints: [{}]\n",
+        endpoints.join(", ")
+    )
+}
+
+/// A node with an uplink and a pod, a configuration and a directory of manifests.
+struct Node {
+    folder: tempfile::TempDir,
+    config: Arc<Config>,
+    world: World,
+}
+
+impl Node {
+    fn new(name: &str, maps: &str) -> Self {
+        let world = World::new(name);
+        ip(&["link", "add", "up0", "type", "veth", "peer", "name", "far0"]);
+        ip(&[
+            "link", "add", "pod1", "type", "veth", "peer", "name", "far1",
+        ]);
+        ip(&["addr", "add", "192.0.2.1/24", "dev", "up0"]);
+        for device in ["up0", "far0", "pod1", "far1"] {
+            ip(&["link", "set", device, "up"]);
+        }
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("manifests")).unwrap();
+        let text = format!(
+            "version = 1\ninstance = \"{name}\"\nnode.name = \"node1\"\n\
+             devices.uplinks = [\"up*\"]\ndevices.pods = [\"pod*\"]\n\
+             manifests.directory = \"manifests\"\n[maps]\n{maps}\n"
+        );
+        let config = Config::parse(&folder.path().join("causeway.toml"), &text).unwrap();
+        Self {
+            folder,
+            config: Arc::new(config),
+            world,
+        }
+    }
+
+    fn manifests(&self) -> PathBuf {
+        self.folder.path().join("manifests")
+    }
+
+    fn write(&self, file: &str, text: &str) {
+        fs::write(self.manifests().join(file), text).unwrap();
+    }
+
+    fn start(&self) -> Engine {
+        let mut engine = Engine::start(Arc::clone(&self.config)).unwrap();
+        self.scan(&mut engine);
+        engine
+    }
+
+    fn scan(&self, engine: &mut Engine) {
+        let policy = Policy {
+            node: "node1".to_owned(),
+            external_ranges: Vec::new(),
+        };
+        let mut manifests = Manifests::new(self.manifests(), policy);
+        let snapshot = manifests.scan();
+        assert_eq!(snapshot.counts.errors, 0, "{:?}", snapshot.notices);
+        engine.set_snapshot(Arc::new(snapshot));
+    }
+}
+
+const SMALL: &str =
+    "services = 512\nfrontends = 512\nbackends = 512\nslots = 1024\naddresses = 512\nflows = 1024";
+
+fn key(address: [u8; 4]) -> ServiceKey<V4> {
+    ServiceKey {
+        address: std::net::Ipv4Addr::from(address).into(),
+        port: Be16::new(80),
+        protocol: protocol::TCP,
+        pad: 0,
+    }
+}
+
+#[test]
+fn a_restart_changes_nothing_and_a_change_only_what_it_must() {
+    let node = Node::new("ks-restart", SMALL);
+    node.write("node.yaml", NODE);
+    // A single backend has index 0, so that the slots end with zeros.
+    node.write("web.yaml", &service("web", "10.96.0.1", &["10.1.0.1"]));
+    let mut engine = node.start();
+    assert!(!engine.round().unwrap());
+    let view = engine.view();
+    let current = view.current();
+    assert!(current.sync.unwrap().done > 0);
+    assert!(
+        current
+            .attached
+            .iter()
+            .all(|device| device.problems.is_empty() && device.tc != "off")
+    );
+    let names: Vec<_> = current
+        .attached
+        .iter()
+        .map(|device| device.name.as_str())
+        .collect();
+    assert_eq!(names, ["up0", "pod1"]);
+    assert_eq!(
+        view.maps()
+            .services_v4
+            .get(&key([10, 96, 0, 1]))
+            .unwrap()
+            .unwrap()
+            .slots,
+        1
+    );
+    let links = |folder: &proxy_user::dataplane::PinFolder| folder.pinned_links().unwrap();
+    let before = links(view.folder());
+
+    // As after kill -9: nothing was done at the end.
+    std::mem::forget(engine);
+    let mut engine = node.start();
+    assert!(!engine.round().unwrap());
+    let view = engine.view();
+    assert_eq!(
+        view.current().sync.unwrap().done,
+        0,
+        "a restart writes nothing"
+    );
+    assert_eq!(links(view.folder()), before);
+
+    // One more backend: one backend, one range of slots, one service; and filter bits.
+    node.write(
+        "web.yaml",
+        &service("web", "10.96.0.1", &["10.1.0.1", "10.1.0.2"]),
+    );
+    node.scan(&mut engine);
+    assert!(!engine.round().unwrap());
+    let done = engine.view().current().sync.unwrap().done;
+    assert!((3..=5).contains(&done), "{done}");
+    assert_eq!(
+        view.maps()
+            .services_v4
+            .get(&key([10, 96, 0, 1]))
+            .unwrap()
+            .unwrap()
+            .slots,
+        2
+    );
+
+    // A service that goes takes its records with it; the filter is left to the sweeper.
+    fs::remove_file(node.manifests().join("web.yaml")).unwrap();
+    node.scan(&mut engine);
+    engine.round().unwrap();
+    assert_eq!(view.maps().services_v4.entries().unwrap(), []);
+    assert_eq!(view.maps().objects.entries().unwrap(), []);
+    let bits = |view: &proxy_user::daemon::View| -> u32 {
+        view.maps()
+            .filter
+            .entries()
+            .unwrap()
+            .iter()
+            .map(|(_, bits)| bits.count_ones())
+            .sum()
+    };
+    let before = bits(&view);
+    engine.sweep().unwrap();
+    assert!(bits(&view) < before);
+    detach_all(view.folder()).unwrap();
+    assert!(!Path::new("/sys/fs/bpf/causeway").exists());
+    drop(node.world);
+}
+
+#[test]
+fn what_others_change_is_put_right() {
+    let node = Node::new("ks-repair", SMALL);
+    node.write("node.yaml", NODE);
+    node.write("web.yaml", &service("web", "10.96.0.1", &["10.1.0.1"]));
+    let mut engine = node.start();
+    engine.round().unwrap();
+    let view = engine.view();
+    let services = &view.maps().services_v4;
+    let right = services.entries().unwrap();
+    services.remove(&key([10, 96, 0, 1])).unwrap();
+    services
+        .put(&key([10, 96, 0, 9]), &Service::default())
+        .unwrap();
+    engine.reread().unwrap();
+    assert!(!engine.round().unwrap());
+    assert_eq!(services.entries().unwrap(), right);
+    detach_all(view.folder()).unwrap();
+}
+
+#[test]
+fn a_full_map_stops_only_what_does_not_fit() {
+    let node = Node::new(
+        "ks-full",
+        &SMALL.replace("frontends = 512", "frontends = 256"),
+    );
+    node.write("node.yaml", NODE);
+    for number in 1..=260 {
+        let address = format!("10.96.{}.{}", number / 250, number % 250 + 1);
+        node.write(
+            &format!("{number}.yaml"),
+            &service(&format!("s{number}"), &address, &["10.1.0.1"]),
+        );
+    }
+    let mut engine = node.start();
+    assert!(engine.round().unwrap(), "something is still to be done");
+    let current = engine.view().current();
+    assert_eq!(current.pending.len(), 4, "{:?}", current.pending);
+    assert_eq!(
+        engine.view().maps().services_v4.entries().unwrap().len(),
+        256
+    );
+    assert!(current.attached.iter().all(|device| device.tc != "off"));
+    // Room again: what was pending is done by the next round.
+    for number in 1..=4 {
+        fs::remove_file(node.manifests().join(format!("{number}.yaml"))).unwrap();
+    }
+    node.scan(&mut engine);
+    let unfinished = engine.round().unwrap();
+    // Deletions come after writes, so the full map empties in this round and fills in the next.
+    assert!(!unfinished || !engine.round().unwrap());
+    assert_eq!(
+        engine.view().maps().services_v4.entries().unwrap().len(),
+        256
+    );
+    assert!(engine.view().current().pending.is_empty());
+    detach_all(engine.view().folder()).unwrap();
+}
+
+#[test]
+fn devices_that_come_and_go_are_followed() {
+    let node = Node::new("ks-devices", SMALL);
+    node.write("node.yaml", NODE);
+    let mut engine = node.start();
+    engine.round().unwrap();
+    let view = engine.view();
+    let devices = || view.maps().devices.entries().unwrap();
+    assert_eq!(devices().len(), 2);
+    ip(&[
+        "link", "add", "pod2", "type", "veth", "peer", "name", "far2",
+    ]);
+    fs::write("/proc/sys/net/ipv4/conf/pod2/rp_filter", "1").unwrap();
+    engine.round().unwrap();
+    let added = view
+        .current()
+        .attached
+        .iter()
+        .any(|device| device.name == "pod2" && device.tc != "off");
+    assert!(added);
+    let pods = devices()
+        .iter()
+        .filter(|(_, device)| device.role == DeviceRole::Pod as u32)
+        .count();
+    assert_eq!(pods, 2);
+    assert_eq!(
+        fs::read_to_string("/proc/sys/net/ipv4/conf/pod2/rp_filter")
+            .unwrap()
+            .trim(),
+        "2"
+    );
+    ip(&["link", "del", "pod2"]);
+    engine.round().unwrap();
+    assert_eq!(devices().len(), 2);
+    assert_eq!(view.folder().pinned_links().unwrap().len() % 2, 0);
+    assert!(
+        !view
+            .current()
+            .attached
+            .iter()
+            .any(|device| device.name == "pod2")
+    );
+    detach_all(view.folder()).unwrap();
+}
+
+#[test]
+fn connections_that_are_over_leave_the_tables() {
+    let node = Node::new("ks-sweep", SMALL);
+    node.write("node.yaml", NODE);
+    let mut engine = node.start();
+    engine.round().unwrap();
+    let view = engine.view();
+    let now = Ticks::load().unwrap().now().unwrap();
+    let hour = 3_600 * view.clock().hz / 256;
+    let pair = |port: u16, last_seen: u32| {
+        let source = std::net::Ipv4Addr::new(192, 0, 2, 9).into();
+        let key = FlowKey::<V4> {
+            source,
+            source_port: Be16::new(port),
+            protocol: protocol::UDP,
+            ..FlowKey::default()
+        };
+        let state = flow_state::SEEN | flow_state::ORIGINAL;
+        let flow = Flow::<V4> {
+            last_seen,
+            state,
+            source,
+            source_port: Be16::new(port),
+            destination: std::net::Ipv4Addr::new(10, 1, 0, 1).into(),
+            packets: 7,
+            ..Flow::default()
+        };
+        let back = Flow::<V4> {
+            state: flow_state::SEEN,
+            source: key.destination,
+            destination: source,
+            source_port: key.destination_port,
+            destination_port: key.source_port,
+            ..flow
+        };
+        [(key, flow), (flow.peer_key(protocol::UDP), back)]
+    };
+    let flows = &view.maps().flows_v4;
+    let old = now.wrapping_sub(hour);
+    let all: Vec<_> = (0..400)
+        .flat_map(|port| pair(port, if port < 300 { old } else { now }))
+        .collect();
+    flows.put_all(&all).unwrap();
+    // A half that is young, and one that is old.
+    flows
+        .put_all(&[pair(500, now)[1], pair(501, old)[1]])
+        .unwrap();
+    // No backend 0 of generation 0 exists: these connections have lost theirs, and wait 10 s.
+    engine.sweep().unwrap();
+    let swept = view.current().swept.clone();
+    assert_eq!(
+        (swept.entries_v4, swept.removed, swept.orphans, swept.live),
+        (802, 300, 1, 100)
+    );
+    assert_eq!(flows.entries().unwrap().len(), 201);
+    assert!(flows.get(&pair(500, now)[1].0).unwrap().is_some());
+    let totals = &view.current().totals;
+    assert_eq!(
+        totals
+            .services
+            .values()
+            .map(|usage| usage.live)
+            .sum::<u64>(),
+        100
+    );
+    detach_all(view.folder()).unwrap();
+}
