@@ -14,13 +14,13 @@ use proxy_user::dataplane::attach::detach_all;
 use proxy_user::source::assemble::Policy;
 use proxy_user::source::manifests::Manifests;
 
-const NODE: &str = r#"
+const NODE: &str = r"
 apiVersion: v1
 kind: Node
 metadata: {name: node1}
 spec: {podCIDRs: [10.1.0.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
-"#;
+";
 
 fn service(name: &str, address: &str, pods: &[&str]) -> String {
     let endpoints: Vec<_> = pods
