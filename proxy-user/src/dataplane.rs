@@ -20,5 +20,5 @@ pub mod verification;
 pub use load::{Globals, Programs};
 pub use maps::{MapSizes, Maps};
 pub use pins::PinFolder;
-pub use probe::{Features, Jiffies, Ticks};
+pub use probe::{Features, Ticks, jiffies_per_second};
 pub use syscall::{MapFd, MapInfo};

@@ -17,7 +17,7 @@ use crate::dataplane::flows::{Clock, SweepError, Sweeper, Swept, Totals};
 use crate::dataplane::load::{Globals, LoadError, Programs, embedded_object};
 use crate::dataplane::maps::MapError;
 use crate::dataplane::observe::{self, ObserveError};
-use crate::dataplane::{Features, Jiffies, MapSizes, Maps, PinFolder, Ticks, limits};
+use crate::dataplane::{Features, MapSizes, Maps, PinFolder, Ticks, jiffies_per_second, limits};
 use crate::kernel::devices::{self, Device, XdpState};
 use crate::kernel::netlink::Netlink;
 use crate::kernel::sysctl::{Finding, Sysctl};
@@ -90,9 +90,8 @@ impl Engine {
         let object = embedded_object().ok_or(LoadError::NoObject)?;
         limits::lift_locked_memory();
         let features = Features::probe().map_err(StartError::Probe)?;
-        let hz = Jiffies::load().and_then(|jiffies| jiffies.per_second());
         let clock = Clock {
-            hz: hz.map_err(StartError::Probe)?,
+            hz: jiffies_per_second().map_err(StartError::Probe)?,
         };
         let ticks = Ticks::load().map_err(StartError::Probe)?;
         let folder = PinFolder::new(&config.instance);

@@ -4,7 +4,9 @@
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use nix::time::ClockId;
 
 use super::syscall;
 
@@ -93,12 +95,6 @@ fn csum_ipv6() -> io::Result<bool> {
     Ok(syscall::test_run(program.as_fd(), &FRAME)? == 0)
 }
 
-/// Reads the kernel's jiffies, which flow entries are stamped with the upper part of.
-#[derive(Debug)]
-pub struct Jiffies {
-    program: OwnedFd,
-}
-
 /// Reads the clock that flow entries are stamped with: `jiffies >> 8`.
 #[derive(Debug)]
 pub struct Ticks {
@@ -121,71 +117,25 @@ impl Ticks {
     }
 }
 
-/// Values of `CONFIG_HZ` that kernel/Kconfig.hz offers, which is for all architectures but MIPS and
-/// Alpha.
-const RATES: [u32; 4] = [100, 250, 300, 1_000];
-
-/// How long two readings are apart when the rate is measured.
-const SPAN: Duration = Duration::from_millis(60);
-
-impl Jiffies {
-    /// Loads the program that reads them (`bpf_jiffies64`, Linux 5.5).
-    pub fn load() -> io::Result<Self> {
-        Ok(Self {
-            program: syscall::program_load(XDP, &[call(118), EXIT])?,
-        })
-    }
-
-    /// The low 32 bits of jiffies, now.
-    pub fn now(&self) -> io::Result<u32> {
-        syscall::test_run(self.program.as_fd(), &FRAME)
-    }
-
-    /// Jiffies per second.
-    ///
-    /// Measured from one change of the count to another: `CONFIG_HZ` is not told to user space
-    /// (`sysconf(_SC_CLK_TCK)` is another number). Two measurements of 60 ms in a row must agree: a
-    /// machine that is held up at the wrong moment would be believed otherwise.
-    pub fn per_second(&self) -> io::Result<u32> {
-        let mut last = None;
-        for attempt in 0..10 {
-            let measured = nearest_rate(self.measure(SPAN * (1 + attempt / 3))?);
-            if measured.is_some() && measured == last {
-                return measured.ok_or_else(unmeasured);
-            }
-            last = measured;
-        }
-        Err(unmeasured())
-    }
-
-    fn measure(&self, span: Duration) -> io::Result<f64> {
-        let (first, began) = self.next_change()?;
-        std::thread::sleep(span);
-        let (last, ended) = self.next_change()?;
-        let seconds = ended.duration_since(began).as_secs_f64();
-        Ok(f64::from(last.wrapping_sub(first)) / seconds)
-    }
-
-    /// Waits until the count changes: the new count, and when. For a jiffy at most, so it may spin.
-    fn next_change(&self) -> io::Result<(u32, Instant)> {
-        let before = self.now()?;
-        loop {
-            let (count, time) = (self.now()?, Instant::now());
-            if count != before {
-                return Ok((count, time));
-            }
-        }
-    }
+/// Jiffies per second.
+///
+/// `CONFIG_HZ` itself is not told to user space (`sysconf(_SC_CLK_TCK)` is another number), but the
+/// coarse clocks move once a jiffy, and their resolution is that: `TICK_NSEC`, which is a second
+/// divided by `CONFIG_HZ` and rounded (`posix_get_coarse_res` in kernel/time/posix-timers.c).
+pub fn jiffies_per_second() -> io::Result<u32> {
+    let step = nix::time::clock_getres(ClockId::CLOCK_MONOTONIC_COARSE)?;
+    per_second(Duration::from(step)).ok_or_else(|| {
+        io::Error::other(format!(
+            "the coarse clock's resolution makes no sense: {step:?}"
+        ))
+    })
 }
 
-fn unmeasured() -> io::Error {
-    io::Error::other("the rate of the kernel's clock ticks (CONFIG_HZ) cannot be measured")
-}
-
-/// The rate that kernels are built with within 5 % of a measured one, if there is one.
-fn nearest_rate(measured: f64) -> Option<u32> {
-    let distance = |rate: u32| (measured / f64::from(rate) - 1.0).abs();
-    RATES.into_iter().find(|rate| distance(*rate) < 0.05)
+/// How many steps a second has, to the nearest; none if it has less than ten or the steps are zero.
+fn per_second(step: Duration) -> Option<u32> {
+    let (second, step) = (Duration::from_secs(1).as_nanos(), step.as_nanos());
+    let steps = (second + step / 2).checked_div(step)?;
+    u32::try_from(steps).ok().filter(|steps| *steps >= 10)
 }
 
 #[cfg(test)]
@@ -193,12 +143,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_are_told_apart() {
-        assert_eq!(nearest_rate(250.4), Some(250));
-        assert_eq!(nearest_rate(254.0), Some(250));
-        assert_eq!(nearest_rate(297.0), Some(300));
-        assert_eq!(nearest_rate(1_023.0), Some(1_000));
-        assert_eq!(nearest_rate(275.0), None);
-        assert_eq!(nearest_rate(0.0), None);
+    fn the_rate_is_found_for_every_configuration() {
+        for hz in [24_u32, 32, 48, 64, 100, 128, 250, 256, 300, 1_000, 1_024] {
+            // As include/linux/jiffies.h defines TICK_NSEC.
+            let step = (1_000_000_000 + u64::from(hz) / 2) / u64::from(hz);
+            assert_eq!(per_second(Duration::from_nanos(step)), Some(hz));
+        }
+        assert_eq!(per_second(Duration::ZERO), None);
+        assert_eq!(per_second(Duration::from_secs(1)), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::{Duration, Instant};
 
 use crate::world::{World, ip, output};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -9,9 +10,10 @@ use proxy_common::abi::{Addr4, Flow, FlowKey, MAPS, Service, ServiceKey, V4};
 use proxy_common::wire::Be16;
 use proxy_user::config::XdpMode;
 use proxy_user::dataplane::attach::{Attachments, Target, TcMode, detach_all};
+use proxy_user::dataplane::flows::Clock;
 use proxy_user::dataplane::load::{Globals, Programs, embedded_object};
 use proxy_user::dataplane::maps::MapError;
-use proxy_user::dataplane::{Features, Jiffies, MapSizes, Maps, PinFolder, Ticks};
+use proxy_user::dataplane::{Features, MapSizes, Maps, PinFolder, Ticks, jiffies_per_second};
 use proxy_user::kernel::devices::{self, XdpState};
 use proxy_user::kernel::netlink::Netlink;
 
@@ -166,30 +168,24 @@ fn a_dump_of_a_large_table_is_whole() {
 }
 
 #[test]
-fn time_is_measured_and_ticks_are_its_upper_part() {
-    let jiffies = Jiffies::load().unwrap();
+fn ticks_last_as_long_as_the_clock_says() {
+    let hz = jiffies_per_second().unwrap();
     let ticks = Ticks::load().unwrap();
-    let before = jiffies.now().unwrap();
-    let tick = ticks.now().unwrap();
-    let after = jiffies.now().unwrap();
-    let low = tick & 0x00ff_ffff;
-    assert!(
-        low == before >> 8 || low == after >> 8,
-        "{tick} of {before}..{after}"
-    );
-    let hz = jiffies.per_second().unwrap();
-    if let Ok(config) = std::process::Command::new("zcat")
-        .arg("/proc/config.gz")
-        .output()
-    {
-        let text = String::from_utf8_lossy(&config.stdout).into_owned();
-        if let Some(line) = text
-            .lines()
-            .find_map(|line| line.strip_prefix("CONFIG_HZ="))
-        {
-            assert_eq!(hz.to_string(), line);
+    let next = || {
+        let before = ticks.now().unwrap();
+        while ticks.now().unwrap() == before {
+            std::thread::sleep(Duration::from_millis(1));
         }
-    }
+        Instant::now()
+    };
+    let (began, ended) = (next(), next());
+    let measured = ended.duration_since(began).as_secs_f64();
+    let expected = Clock { hz }.duration(1).as_secs_f64();
+    // The next configuration, 300 for 250, is 20 % away; a busy machine may be late.
+    assert!(
+        (measured / expected - 1.0).abs() < 0.15,
+        "{measured} s, not {expected} s"
+    );
 }
 
 /// The ids of programs at a TC hook of a device, as the kernel tells them.
