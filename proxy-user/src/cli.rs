@@ -79,6 +79,8 @@ fn dispatch<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> anyhow::
         Command::Service(noun) => show::services(arguments, noun, output),
         Command::Backend(noun) => show::backends(arguments, noun, output),
         Command::Flow(noun) => show::flows(arguments, noun, output),
+        Command::Route(noun) => show::routes(arguments, noun, output),
+        Command::Explain(packet) => show::explain(arguments, packet, output),
         Command::Drop(noun) => show::drops(arguments, noun, output),
         Command::Map(map) => show::maps(arguments, map, output),
         Command::Check(check) => check::check(check, output),

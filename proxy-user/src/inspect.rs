@@ -83,6 +83,12 @@ impl<'m> Look<'m> {
         &self.observed
     }
 
+    /// The datapath's clock, in ticks.
+    #[must_use]
+    pub const fn now(&self) -> u32 {
+        self.now
+    }
+
     /// All service ports, by name.
     #[must_use]
     pub fn services(&self) -> Vec<ServiceRow> {
@@ -124,11 +130,20 @@ fn backend_socket(backend: &Backend) -> Option<SocketAddr> {
     Some(SocketAddr::new(address, backend.port.get()))
 }
 
+/// A backend's address and port as people write them; none if the record is free.
+#[must_use]
+pub fn backend_text(backend: &Backend) -> Option<String> {
+    backend_socket(backend).map(|at| at.to_string())
+}
+
 /// How often each backend stands in the slots of services.
 fn shares(observed: &Observed) -> BTreeMap<u32, (u32, u32)> {
     let mut ranges = BTreeMap::new();
     let v4 = observed.services_v4.values();
-    for service in v4.chain(observed.services_v6.values()) {
+    for service in v4
+        .chain(observed.services_v6.values())
+        .filter(|service| service.slots != 0)
+    {
         ranges.insert(service.first_slot, service.slots);
     }
     let mut shares: BTreeMap<u32, (u32, u32)> = BTreeMap::new();

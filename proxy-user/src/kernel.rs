@@ -3,5 +3,6 @@
 
 pub mod devices;
 pub mod netlink;
+pub mod route;
 pub mod sysctl;
 pub mod watch;

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::{
     dataplane::{Maps, flows::Totals},
+    explain::{self, ExplainError, Packet},
     inspect::{self, InspectError, Look, RecordError},
 };
 
@@ -17,12 +18,16 @@ pub enum Query {
     Backends(Option<String>),
     /// Connections; of this service or with this address.
     Flows(Option<String>),
+    /// Next hops of backends.
+    Routes(Option<String>),
     /// Why packets were dropped.
     Drops(Option<String>),
     /// All maps.
     Maps,
     /// Records of a map; the one of this key.
     Records(String, Option<String>),
+    /// What would happen to a packet.
+    Explain(Packet),
 }
 
 /// Why there is no answer.
@@ -31,12 +36,18 @@ pub enum QueryError {
     /// It isn't there.
     #[error("{0}")]
     NotFound(String),
+    /// The question makes no sense.
+    #[error("{0}")]
+    Invalid(String),
     /// The kernel refused.
     #[error(transparent)]
     Inspect(#[from] InspectError),
     /// The kernel refused.
     #[error(transparent)]
     Read(RecordError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Explain(ExplainError),
     /// The answer can't be written as JSON.
     #[error("cannot write the answer: {0}")]
     Write(#[from] serde_json::Error),
@@ -59,12 +70,14 @@ impl Query {
             Self::Services(of) => ("services", "of", of.as_deref()),
             Self::Backends(of) => ("backends", "of", of.as_deref()),
             Self::Flows(of) => ("flows", "of", of.as_deref()),
+            Self::Routes(of) => ("routes", "of", of.as_deref()),
             Self::Drops(of) => ("drops", "of", of.as_deref()),
             Self::Maps => ("maps", "", None),
             Self::Records(map, key) => {
                 let key = key.as_deref().map(|key| format!("?key={}", escape(key)));
                 return format!("/v1/maps/{}{}", escape(map), key.unwrap_or_default());
             }
+            Self::Explain(packet) => return format!("/v1/explain?{}", packet.query(escape)),
         };
         value.map_or_else(
             || format!("/v1/{noun}"),
@@ -105,6 +118,12 @@ pub fn answer(
         Query::Flows(Some(of)) => found(look()?.flows_of(of)?, || {
             format!("there is no connection of or with {of:?}")
         }),
+        Query::Routes(of) => {
+            let mut rows = explain::routes(&look()?).map_err(QueryError::Explain)?;
+            let Some(of) = of else { return list(rows) };
+            rows.retain(|row| row.destination.to_string() == *of);
+            found(rows, || format!("there is no backend at {of:?}"))
+        }
         Query::Drops(of) => {
             let mut rows = inspect::drops(maps)?;
             let Some(of) = of else { return list(rows) };
@@ -121,6 +140,13 @@ pub fn answer(
                 format!("{map} has no record {key:?}")
             })
         }
+        Query::Explain(packet) => match explain::explain(packet, maps, &look()?) {
+            Ok(explanation) => Ok(serde_json::to_value(explanation)?),
+            Err(error @ ExplainError::Invalid { .. }) => {
+                Err(QueryError::Invalid(error.to_string()))
+            }
+            Err(error) => Err(QueryError::Explain(error)),
+        },
     }
 }
 

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::{net::UnixListener, sync::watch, task::spawn_blocking, time::timeout};
 
 use super::{Query, QueryError, answer, status::status};
-use crate::{config::Config, daemon::View, dataplane::Ticks};
+use crate::{config::Config, daemon::View, dataplane::Ticks, explain::Packet};
 
 /// An answer that takes longer is given up.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -99,6 +99,7 @@ fn router(server: Server) -> Router {
         .route("/v1/services", of(Query::Services))
         .route("/v1/backends", of(Query::Backends))
         .route("/v1/flows", of(Query::Flows))
+        .route("/v1/routes", of(Query::Routes))
         .route("/v1/drops", of(Query::Drops))
         .route(
             "/v1/maps",
@@ -111,6 +112,14 @@ fn router(server: Server) -> Router {
                  PathParameter(map): PathParameter<String>,
                  QueryParameters(key): QueryParameters<Key>| {
                     server.ask(Query::Records(map, key.key))
+                },
+            ),
+        )
+        .route(
+            "/v1/explain",
+            get(
+                |State(server): State<Server>, QueryParameters(packet): QueryParameters<Packet>| {
+                    server.ask(Query::Explain(packet))
                 },
             ),
         )
@@ -133,6 +142,7 @@ impl Server {
             Ok(Ok(Err(error))) => {
                 let code = match error {
                     QueryError::NotFound(_) => StatusCode::NOT_FOUND,
+                    QueryError::Invalid(_) => StatusCode::BAD_REQUEST,
                     _ => StatusCode::INTERNAL_SERVER_ERROR,
                 };
                 refuse(code, &error.to_string())

@@ -68,6 +68,14 @@ pub(super) enum Command {
     /// Shows connections.
     #[command(subcommand)]
     Flow(Noun),
+    /// Shows the next hops of backends.
+    #[command(subcommand)]
+    Route(Noun),
+    /// Says what would happen to a packet, at which step, because of which object.
+    ///
+    /// Runs the datapath itself over the live maps and the kernel's routing table. Nothing is sent,
+    /// and nothing is changed.
+    Explain(Explain),
     /// Shows why packets were dropped.
     #[command(subcommand)]
     Drop(Noun),
@@ -124,6 +132,19 @@ pub(super) enum Noun {
         /// or a reason.
         name: String,
     },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct Explain {
+    /// `tcp`, `udp` or `sctp`.
+    pub(super) protocol: String,
+    /// From whom: an address, with or without port.
+    pub(super) source: String,
+    /// To whom: an address and port, as `10.96.0.10:80` or `[fd00:96::10]:80`.
+    pub(super) destination: String,
+    /// The device that it comes in on; default: the one that leads back to the source.
+    #[arg(long)]
+    pub(super) device: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

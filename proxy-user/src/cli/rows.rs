@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::output::Row;
 use crate::{
+    explain::RouteRow,
     inspect::{BackendRow, DropRow, FlowRow, MapRow, RecordRow, ServiceRow},
     model::Algorithm,
 };
@@ -136,6 +137,28 @@ impl Row for DropRow {
             self.packets.to_string(),
             bytes(self.bytes),
             self.explanation.clone(),
+        ]
+    }
+}
+
+impl Row for RouteRow {
+    const TITLES: &'static [&'static str] = &[
+        "DESTINATION",
+        "STEP",
+        "DEVICE",
+        "GATEWAY",
+        "LINK ADDRESS",
+        "SERVICES",
+    ];
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.destination.to_string(),
+            self.step.clone(),
+            or_dash(self.device.as_ref()),
+            or_dash(self.gateway.as_ref()),
+            or_dash(self.link.as_ref()),
+            join(&self.services),
         ]
     }
 }

@@ -8,13 +8,14 @@ use serde_json::Value;
 
 use super::{
     Exit, Failure,
-    arguments::{Arguments, Map, Noun},
-    output::{Output, Row},
+    arguments::{Arguments, Explain, Map, Noun},
+    output::{Output, Row, table},
     rows::RawRecord,
 };
 use crate::{
     api::{Client, ClientError, Query, QueryError, answer},
     dataplane::{Maps, PinFolder, Ticks},
+    explain::{Explanation, Packet, RouteRow},
     inspect::{BackendRow, DropRow, FlowRow, MapRow, RecordRow, ServiceRow},
 };
 
@@ -48,6 +49,51 @@ pub(super) fn drops<W: Write>(
     output: &mut Output<W>,
 ) -> anyhow::Result<()> {
     list::<DropRow, W>(arguments, &Query::Drops(wanted(noun)), output)
+}
+
+pub(super) fn routes<W: Write>(
+    arguments: &Arguments,
+    noun: &Noun,
+    output: &mut Output<W>,
+) -> anyhow::Result<()> {
+    list::<RouteRow, W>(arguments, &Query::Routes(wanted(noun)), output)
+}
+
+pub(super) fn explain<W: Write>(
+    arguments: &Arguments,
+    explain: &Explain,
+    output: &mut Output<W>,
+) -> anyhow::Result<()> {
+    let packet = Packet {
+        protocol: explain.protocol.clone(),
+        source: explain.source.clone(),
+        destination: explain.destination.clone(),
+        device: explain.device.clone(),
+    };
+    let explanation: Explanation = ask(arguments, &Query::Explain(packet))?;
+    output.show(&explanation, describe)
+}
+
+fn describe(explanation: &Explanation) -> String {
+    let Explanation {
+        packet,
+        hook,
+        steps,
+        service,
+        verdict,
+    } = explanation;
+    let cells = |step: &crate::explain::Step| {
+        vec![
+            step.stage.clone(),
+            step.question.clone(),
+            step.answer.clone(),
+        ]
+    };
+    let steps = table(&["STAGE", "QUESTION", "ANSWER"], steps.iter().map(cells));
+    let service = service.as_deref().unwrap_or("none");
+    format!(
+        "packet   {packet}\nhook     {hook}\n\n{steps}\nservice  {service}\nverdict  {verdict}\n"
+    )
 }
 
 pub(super) fn maps<W: Write>(

@@ -137,11 +137,7 @@ fn count<K: Plain, V: Plain>(
     let mut used = 0;
     table
         .for_each(|_, value| {
-            used += usize::from(
-                bytes_of(std::slice::from_ref(value))
-                    .iter()
-                    .any(|b| *b != 0),
-            );
+            used += usize::from(in_use(map, bytes_of(std::slice::from_ref(value))));
         })
         .map_err(|source| RecordError::Read { map, source })?;
     Ok((used, table.capacity()))
@@ -164,6 +160,14 @@ pub fn find_record(maps: &Maps, name: &str, key: &str) -> Result<Option<RecordRo
         .find(|row| row.key == key || row.raw_key == raw))
 }
 
+/// Whether an entry is in use: every one of a hash, those of an array that aren't zero.
+fn in_use(map: &str, value: &[u8]) -> bool {
+    let array = MAPS
+        .iter()
+        .any(|spec| spec.name == map && spec.kind == MapKind::Array);
+    !array || value.iter().any(|byte| *byte != 0)
+}
+
 fn dump<K: Plain + Words, V: Plain + Words>(
     map: &'static str,
     table: &Table<K, V>,
@@ -172,7 +176,7 @@ fn dump<K: Plain + Words, V: Plain + Words>(
     table
         .for_each(|key, value| {
             let raw = bytes_of(std::slice::from_ref(value));
-            if raw.iter().any(|byte| *byte != 0) {
+            if in_use(map, raw) {
                 rows.push(RecordRow {
                     key: key.text(),
                     value: value.words(),

@@ -63,7 +63,9 @@ pub(super) fn services(observed: &Observed, totals: Option<&Totals>) -> Vec<Serv
         .collect();
     let mut ranges = BTreeMap::new();
     let mut add = |service: &Service, at: SocketAddr, protocol: u8| {
-        ranges.insert(service.first_slot, (service.id, service.slots));
+        if service.slots != 0 {
+            ranges.insert(service.first_slot, (service.id, service.slots));
+        }
         let Some(row) = rows.get_mut(&service.id) else {
             return;
         };

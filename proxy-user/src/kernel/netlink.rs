@@ -44,6 +44,13 @@ impl Netlink {
         ))
     }
 
+    /// Asks for one object.
+    pub fn get(&mut self, request: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        // The acknowledgement marks the end of the answer.
+        self.exchange(request, NLM_F_ACK)
+            .map(|(answers, _)| answers)
+    }
+
     /// Makes a change, and waits until the kernel has made it. `flags`: `NLM_F_CREATE` and the like.
     pub fn change(&mut self, request: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
         self.exchange(request, flags | NLM_F_ACK).map(drop)

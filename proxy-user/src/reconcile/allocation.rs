@@ -20,6 +20,9 @@ use super::{
 /// a program that read the old record.
 pub const QUARANTINE: Duration = Duration::from_secs(1);
 
+/// The first backend index that is given out: a slot of zero means that nothing was written there.
+const FIRST_BACKEND: u32 = 1;
+
 /// How many entries the maps have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -128,7 +131,7 @@ impl Allocation {
             next_id: 1,
             backends: HashMap::with_capacity(observed.backends.len()),
             records: BTreeMap::new(),
-            next_backend: 0,
+            next_backend: FIRST_BACKEND,
             free_backends: BTreeSet::new(),
             resting_backends: VecDeque::new(),
             slots: HashMap::new(),

@@ -24,7 +24,7 @@ use crate::model::{
 
 const CAPACITY: Capacity = Capacity {
     services: 64,
-    backends: 128,
+    backends: 129,
     slots: 8_192,
 };
 
@@ -358,7 +358,7 @@ fn a_backend_that_stops_serving_keeps_its_generation_and_one_that_goes_does_not(
     unready.ready = false;
     let mut world = World::new();
     world.round(&web(vec![a.clone(), b.clone()]));
-    let index = 0;
+    let index = 1;
     let record = |world: &World| world.observed.backends[&index];
     assert_eq!(
         (record(&world).generation, record(&world).flags),
@@ -436,7 +436,7 @@ fn slots_that_the_kernel_still_uses_are_not_given_out() {
         let used = world.observed.services_v4.values().next().unwrap();
         let planned = plan.services_v4.values().next().unwrap();
         assert_ne!(used.first_slot, planned.first_slot);
-        assert_eq!(world.observed.slots(used.first_slot, 1), Some(&[0][..]));
+        assert_eq!(world.observed.slots(used.first_slot, 1), Some(&[1][..]));
     }
 }
 

@@ -1,0 +1,212 @@
+//! The packet in question.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::ExplainError;
+use crate::{model::Protocol, source::kubernetes::parse_address};
+
+/// The port that a client is given if none is named.
+const CLIENT_PORT: u16 = 40_000;
+
+/// A packet as a user describes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packet {
+    /// `tcp`, `udp` or `sctp`.
+    pub protocol: String,
+    /// From whom: an address, with or without port.
+    pub source: String,
+    /// To whom: an address and port.
+    pub destination: String,
+    /// The device that it comes in on.
+    pub device: Option<String>,
+}
+
+/// A packet that makes sense: the first one of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Checked {
+    pub(super) protocol: Protocol,
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+}
+
+impl Packet {
+    /// As the query of a URL.
+    pub(crate) fn query(&self, escape: impl Fn(&str) -> String) -> String {
+        let device = self
+            .device
+            .as_deref()
+            .map(|device| format!("&device={}", escape(device)));
+        format!(
+            "protocol={}&source={}&destination={}{}",
+            escape(&self.protocol),
+            escape(&self.source),
+            escape(&self.destination),
+            device.unwrap_or_default(),
+        )
+    }
+
+    pub(super) fn check(&self) -> Result<Checked, ExplainError> {
+        let invalid = |field, value: &str, remedy: &str| ExplainError::Invalid {
+            field,
+            value: value.to_owned(),
+            remedy: remedy.to_owned(),
+        };
+        let protocol = Protocol::from_name(&self.protocol.to_ascii_uppercase())
+            .ok_or_else(|| invalid("protocol", &self.protocol, "write tcp, udp or sctp"))?;
+        let remedy = "write an address, or an address and port as 192.0.2.1:80 or [2001:db8::1]:80";
+        let source = socket(&self.source, Some(CLIENT_PORT))
+            .ok_or_else(|| invalid("source", &self.source, remedy))?;
+        let remedy = "write an address and port as 192.0.2.1:80 or [2001:db8::1]:80";
+        let destination = socket(&self.destination, None)
+            .ok_or_else(|| invalid("destination", &self.destination, remedy))?;
+        if source.is_ipv4() != destination.is_ipv4() {
+            let remedy = "source and destination must be of one family";
+            return Err(invalid("destination", &self.destination, remedy));
+        }
+        Ok(Checked {
+            protocol,
+            source,
+            destination,
+        })
+    }
+}
+
+fn socket(text: &str, port: Option<u16>) -> Option<SocketAddr> {
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(text);
+    match (text.parse(), parse_address(bare), port) {
+        (Ok(socket), ..) => Some(socket),
+        (_, Ok(address), Some(port)) => Some(SocketAddr::new(address, port)),
+        _ => None,
+    }
+}
+
+impl fmt::Display for Checked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} > {}",
+            self.protocol, self.source, self.destination
+        )
+    }
+}
+
+impl Checked {
+    /// The frame: link-layer addresses and checksums are left zero, since nothing decides by them.
+    pub(super) fn bytes(&self) -> Vec<u8> {
+        let segment = self.segment();
+        let length = u16::try_from(segment.len()).unwrap_or_default();
+        let mut frame = vec![0; 12];
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                frame.extend([0x08, 0x00, 0x45, 0]);
+                frame.extend((length + 20).to_be_bytes());
+                frame.extend([0, 0, 0x40, 0, 64, self.protocol.number(), 0, 0]);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                frame.extend([0x86, 0xdd, 0x60, 0, 0, 0]);
+                frame.extend(length.to_be_bytes());
+                frame.extend([self.protocol.number(), 64]);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
+            }
+            // `check` lets no mixture through.
+            _ => {}
+        }
+        frame.extend(segment);
+        frame
+    }
+
+    /// The first segment of a connection, without data.
+    fn segment(&self) -> Vec<u8> {
+        let mut segment = Vec::with_capacity(20);
+        segment.extend(self.source.port().to_be_bytes());
+        segment.extend(self.destination.port().to_be_bytes());
+        match self.protocol {
+            // Sequence numbers, header length 5 words, SYN, window, checksum, urgent pointer.
+            Protocol::Tcp => {
+                segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 0x02, 0xff, 0xff, 0, 0, 0, 0]);
+            }
+            // Length, no checksum.
+            Protocol::Udp => segment.extend([0, 8, 0, 0]),
+            // Verification tag, CRC.
+            Protocol::Sctp => segment.extend([0; 8]),
+        }
+        segment
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn packet(protocol: &str, source: &str, destination: &str) -> Packet {
+        Packet {
+            protocol: protocol.to_owned(),
+            source: source.to_owned(),
+            destination: destination.to_owned(),
+            device: None,
+        }
+    }
+
+    #[test]
+    fn reads_what_users_write() {
+        let rows = [
+            (
+                "tcp",
+                "192.0.2.1",
+                "10.96.0.10:80",
+                Some("TCP 192.0.2.1:40000 > 10.96.0.10:80"),
+            ),
+            (
+                "UDP",
+                "192.0.2.1:53",
+                "10.96.0.10:53",
+                Some("UDP 192.0.2.1:53 > 10.96.0.10:53"),
+            ),
+            (
+                "sctp",
+                "[fd00::1]",
+                "[fd00::2]:9",
+                Some("SCTP [fd00::1]:40000 > [fd00::2]:9"),
+            ),
+            (
+                "tcp",
+                "fd00::1",
+                "[fd00::2]:9",
+                Some("TCP [fd00::1]:40000 > [fd00::2]:9"),
+            ),
+            ("tcp", "192.0.2.1", "10.96.0.10", None),
+            ("tcp", "192.0.2.1", "[fd00::2]:9", None),
+            ("icmp", "192.0.2.1", "10.96.0.10:80", None),
+        ];
+        for (protocol, source, destination, expected) in rows {
+            let checked = packet(protocol, source, destination).check();
+            let text = checked.map(|checked| checked.to_string());
+            assert_eq!(text.ok().as_deref(), expected, "{source} {destination}");
+        }
+    }
+
+    #[test]
+    fn frames_have_the_length_they_say() {
+        let v4 = packet("udp", "192.0.2.1", "10.96.0.10:53")
+            .check()
+            .unwrap()
+            .bytes();
+        assert_eq!((v4.len(), v4[17]), (42, 28));
+        let v6 = packet("tcp", "fd00::1", "[fd00::2]:9")
+            .check()
+            .unwrap()
+            .bytes();
+        assert_eq!((v6.len(), v6[19]), (74, 20));
+    }
+}
