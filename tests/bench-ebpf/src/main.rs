@@ -12,8 +12,8 @@ mod feed;
 
 use aya_ebpf::{
     EbpfContext,
-    bindings::{TC_ACT_OK, xdp_action},
-    helpers::{bpf_skb_change_tail, bpf_xdp_adjust_tail},
+    bindings::{BPF_CSUM_LEVEL_INC, TC_ACT_OK, xdp_action},
+    helpers::{bpf_csum_level, bpf_skb_change_tail, bpf_xdp_adjust_tail},
     macros::{classifier, map, xdp},
     maps::{Array, ProgramArray},
     programs::{TcContext, XdpContext},
@@ -108,6 +108,10 @@ pub fn restore_tc(ctx: TcContext) -> i32 {
         // SAFETY: the context is the kernel's; packet pointers are derived after the call.
         unsafe { bpf_skb_change_tail(ctx.as_ptr().cast(), FRAME_BYTES as u32, 0) };
     }
+    // As a network card with receive checksums delivers a frame. What BPF_PROG_TEST_RUN makes is
+    // CHECKSUM_NONE, which hardly any device leaves a frame at.
+    // SAFETY: the helper takes a plain number.
+    unsafe { bpf_csum_level(ctx.as_ptr().cast(), u64::from(BPF_CSUM_LEVEL_INC)) };
     if write_frame(ctx.data(), ctx.data_end()).is_none() {
         return -2;
     }
