@@ -1,3 +1,8 @@
 //! What the daemon tells about itself: its log, and numbers for Prometheus.
 
 pub mod log;
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "numbers for Prometheus are 64-bit floats, exact up to 2^53"
+)]
+pub mod metrics;

@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::{net::UnixListener, sync::watch, task::spawn_blocking, time::timeout};
 
 use super::{Query, QueryError, answer, status::status};
-use crate::{config::Config, daemon::View, dataplane::Ticks, explain::Packet};
+use crate::{config::Config, daemon::View, dataplane::Ticks, explain::Packet, telemetry::metrics};
 
 /// An answer that takes longer is given up.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -96,6 +96,10 @@ fn router(server: Server) -> Router {
                 Json(status(&server.view)).into_response()
             }),
         )
+        .route(
+            "/metrics",
+            get(|State(server): State<Server>| server.metrics()),
+        )
         .route("/v1/services", of(Query::Services))
         .route("/v1/backends", of(Query::Backends))
         .route("/v1/flows", of(Query::Flows))
@@ -127,6 +131,15 @@ fn router(server: Server) -> Router {
 }
 
 impl Server {
+    async fn metrics(self) -> Response {
+        let work = spawn_blocking(move || metrics::render(&self.view));
+        match work.await {
+            Ok(Ok(text)) => ([("content-type", "text/plain; version=0.0.4")], text).into_response(),
+            Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        }
+    }
+
     async fn ask(self, query: Query) -> Response {
         let work = spawn_blocking(move || {
             let now = self

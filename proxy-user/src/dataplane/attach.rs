@@ -8,15 +8,21 @@ mod link;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+
+use proxy_common::abi::Settings;
 
 use self::link::Link;
 use super::load::{Program, Programs, program_name};
+use super::maps;
 use super::pins::{PinError, PinFolder, remove_pin};
 use super::probe::{TCX_EGRESS, TCX_INGRESS};
+use super::table::Table;
 use crate::config::XdpMode;
 use crate::kernel::devices::XdpState;
 use crate::kernel::netlink::Netlink;
+use crate::kernel::sysctl::Sysctl;
 
 /// `BPF_XDP`.
 const XDP: u32 = 37;
@@ -452,6 +458,20 @@ pub fn detach_all(folder: &PinFolder) -> Result<(), AttachError> {
     for (_, _, path) in folder.pinned_links()? {
         remove_link(&path)?;
     }
+    if let Some(ports) = reserved_ports(folder)
+        && let Err(error) = Sysctl::default().free_ports(&ports)
+    {
+        tracing::warn!(%error, "the ports for translation stay reserved");
+    }
     folder.remove()?;
     Ok(())
+}
+
+/// The ports that the daemon reserved, as the settings in the kernel say.
+fn reserved_ports(folder: &PinFolder) -> Option<RangeInclusive<u16>> {
+    let map = maps::open_pinned(&folder.map("SETTINGS")).ok()?;
+    let settings = Table::<u32, Settings>::new(map).ok()?.get(&0).ok()??;
+    let last = (settings.port_min + settings.port_count).checked_sub(1)?;
+    let (first, last) = (settings.port_min.try_into().ok()?, last.try_into().ok()?);
+    (settings.port_count > 0).then_some(first..=last)
 }

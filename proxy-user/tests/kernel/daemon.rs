@@ -368,3 +368,40 @@ fn connections_that_are_over_leave_the_tables() {
     );
     detach_all(view.folder()).unwrap();
 }
+
+#[test]
+fn ports_are_reserved_until_detached() {
+    const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+    let node = Node::new("ks-ports", SMALL);
+    fs::write(RESERVED, "8080").unwrap();
+    let mut engine = node.start();
+    engine.round().unwrap();
+    assert_eq!(
+        fs::read_to_string(RESERVED).unwrap().trim(),
+        "8080,61000-65535"
+    );
+    detach_all(engine.view().folder()).unwrap();
+    assert_eq!(fs::read_to_string(RESERVED).unwrap().trim(), "8080");
+}
+
+#[test]
+fn metrics_are_rendered() {
+    let node = Node::new("ks-metrics", SMALL);
+    node.write("node.yaml", NODE);
+    node.write("web.yaml", &service("web", "10.96.0.1", &["10.1.0.1"]));
+    let mut engine = node.start();
+    engine.round().unwrap();
+    let text = proxy_user::telemetry::metrics::render(&engine.view()).unwrap();
+    for line in [
+        "causeway_info{version=\"0.1.0\",instance=\"ks-metrics\",node=\"node1\"} 1",
+        "causeway_dropped_packets_total{reason=\"no-endpoint\"} 0",
+        "causeway_flow_entries_limit{family=\"ipv6\"} 1024",
+        "causeway_services 1",
+        "causeway_backends 1",
+        "causeway_sync_pending_operations 0",
+        "causeway_device_attached{device=\"pod1\",xdp=\"off\",tc=\"tcx\"} 1",
+    ] {
+        assert!(text.lines().any(|held| held == line), "{line}\n{text}");
+    }
+    detach_all(engine.view().folder()).unwrap();
+}
