@@ -6,10 +6,16 @@
 
 pub mod answer;
 pub mod ask;
+pub mod capture;
+pub mod cluster;
+pub mod demo;
 pub mod layout;
 pub mod load;
+pub mod manifest;
 pub mod namespace;
+pub mod polling;
 pub mod process;
 pub mod remains;
+pub mod table;
 pub mod topology;
 pub mod world;

@@ -1,22 +1,65 @@
-//! The product in a small world of its own.
+//! Causeway in a small world of its own: network namespaces with a client, a router, two nodes and
+//! four pods.
 
-use std::process::ExitCode;
+use std::{
+    env,
+    io::{self, Write as _},
+    path::{Path, PathBuf},
+    process::{Command, ExitCode},
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use proxy_tests::lab::{answer, remains};
+use nix::sys::signal::Signal;
+use proxy_tests::lab::{
+    answer,
+    cluster::Hook,
+    demo,
+    namespace::Namespace,
+    remains::{self, Owner},
+};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// The exit code of what Ctrl-C ended: 128 and the number of SIGINT.
+const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Parser)]
 #[command(version, about)]
 struct Arguments {
+    /// Name of the world: letters and digits
+    #[arg(long, global = true, value_name = "NAME", default_value = "demo")]
+    world: String,
     #[command(subcommand)]
     command: Verb,
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Remove the world that `demo --keep` left, and what killed runs left behind
+    /// Make a world, run Causeway on its nodes, send traffic, and show what went where
+    Demo {
+        /// Leave it running, and print what can be tried
+        #[arg(long)]
+        keep: bool,
+        /// The Kubernetes manifests to serve
+        #[arg(long, value_name = "DIR", default_value_os_t = default_manifests())]
+        manifests: PathBuf,
+        /// Take packets at native XDP on the uplinks, as on physical devices
+        #[arg(long)]
+        xdp: bool,
+        /// Do the work, in a process that another one watches
+        #[arg(long, hide = true)]
+        watched: bool,
+    },
+    /// Remove what `demo --keep` left, and what killed runs left behind
     Down,
+    /// Run a command in a room of the world that `demo --keep` left
+    Exec {
+        /// `client`, `router`, `node1`, `pod3`, ...
+        room: String,
+        /// The command and its arguments
+        #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+        command: Vec<String>,
+    },
     /// Answer UDP datagrams and TCP lines with a name and the client's address
     #[command(hide = true)]
     Echo {
@@ -29,13 +72,117 @@ enum Verb {
     },
 }
 
+fn default_manifests() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo")
+}
+
 fn main() -> Result<ExitCode> {
-    match Arguments::parse().command {
-        Verb::Down => {
-            remains::sweep()?;
-            remains::remove("demo")?;
+    let Arguments { world, command } = Arguments::parse();
+    match command {
+        Verb::Demo { watched: false, .. } => watch(&world),
+        Verb::Demo {
+            keep,
+            manifests,
+            xdp,
+            ..
+        } => demonstrate(&demo::Options {
+            world,
+            keep,
+            manifests,
+            hook: if xdp { Hook::Xdp } else { Hook::Tc },
+            lab: env::current_exe()?,
+        }),
+        Verb::Down => down(&world),
+        Verb::Exec { room, command } => execute(&world, &room, &command),
+        Verb::Echo { name, port } => answer::run_echo(&name, port).map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// Does the work in another process, so that Ctrl-C and SIGTERM can stop it at any point and then
+/// remove what it has made.
+fn watch(world: &str) -> Result<ExitCode> {
+    need_root()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let code = runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut child = tokio::process::Command::new(env::current_exe()?)
+            .args(env::args_os().skip(1))
+            .arg("--watched")
+            .process_group(0)
+            .spawn()?;
+        tokio::select! {
+            status = child.wait() => return Ok::<_, anyhow::Error>(status?.code()),
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
-        Verb::Echo { name, port } => answer::run_echo(&name, port)?,
+        child.kill().await?;
+        remains::remove(world)?;
+        writeln!(io::stderr(), "\ninterrupted; everything is removed")?;
+        Ok(Some(INTERRUPTED.into()))
+    })?;
+    Ok(exit_code(code))
+}
+
+fn demonstrate(options: &demo::Options) -> Result<ExitCode> {
+    // So that a watcher that is killed takes this process with it.
+    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+    remains::sweep()?;
+    let good = demo::run(&mut io::stdout().lock(), options)?;
+    Ok(if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn down(world: &str) -> Result<ExitCode> {
+    need_root()?;
+    let mut removed = remains::sweep()?;
+    match remains::owner(world) {
+        Owner::Nobody => {}
+        Owner::Running => bail!("a demo is running; end it with Ctrl-C"),
+        Owner::Kept | Owner::Gone => {
+            remains::remove(world)?;
+            removed.push(world.to_owned());
+        }
+    }
+    let mut out = io::stdout().lock();
+    match removed.as_slice() {
+        [] => writeln!(out, "nothing to remove")?,
+        names => writeln!(out, "removed: {}", names.join(", "))?,
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn execute(world: &str, room: &str, command: &[String]) -> Result<ExitCode> {
+    need_root()?;
+    if remains::owner(world) == Owner::Nobody {
+        bail!("there is no world; make one with `demo --keep`");
+    }
+    let mut namespace = Namespace::named(format!("{}{room}", remains::prefix(world)));
+    let bpffs = remains::directory(world).join(room).join("bpf");
+    if bpffs.exists() {
+        namespace = namespace.with_bpffs(bpffs);
+    }
+    let (program, arguments) = command.split_first().context("no command")?;
+    let status = namespace
+        .enter(|| Command::new(program).args(arguments).status())?
+        .with_context(|| format!("running {program} in {room}"))?;
+    Ok(exit_code(status.code()))
+}
+
+/// That of a program that ended with `code`, or by a signal.
+fn exit_code(code: Option<i32>) -> ExitCode {
+    let code = code.and_then(|code| u8::try_from(code).ok());
+    code.map_or(ExitCode::FAILURE, ExitCode::from)
+}
+
+fn need_root() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("network namespaces need root: run this as root");
+    }
+    Ok(())
 }

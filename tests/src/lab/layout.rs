@@ -35,6 +35,13 @@ impl Family {
         }
     }
 
+    /// An address; its last part is `host` in IPv4 and, in digits that look the same, in IPv6.
+    fn host(self, [a, b, c]: [u8; 3], [d, e, f]: [u16; 3], host: u8) -> IpAddr {
+        let digits = u16::from(host);
+        let same = digits / 100 * 0x100 + digits / 10 % 10 * 0x10 + digits % 10;
+        self.pick([a, b, c, host], [d, e, f, 0, 0, 0, 0, same])
+    }
+
     fn pick(self, v4: [u8; 4], v6: [u16; 8]) -> IpAddr {
         match self {
             Self::V4 => Ipv4Addr::from(v4).into(),
@@ -46,26 +53,25 @@ impl Family {
 /// The client's address.
 #[must_use]
 pub fn client(family: Family) -> IpAddr {
-    family.pick([198, 51, 100, 10], [0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 0x10])
+    family.host([198, 51, 100], [0x2001, 0xdb8, 0x51], 10)
 }
 
 /// The router's address on the client's link.
 #[must_use]
 pub fn router_outside(family: Family) -> IpAddr {
-    family.pick([198, 51, 100, 1], [0x2001, 0xdb8, 0x51, 0, 0, 0, 0, 1])
+    family.host([198, 51, 100], [0x2001, 0xdb8, 0x51], 1)
 }
 
 /// The router's address on the nodes' link.
 #[must_use]
 pub fn router(family: Family) -> IpAddr {
-    family.pick([10, 0, 0, 1], [0xfd00, 0x10, 0, 0, 0, 0, 0, 1])
+    family.host([192, 0, 2], [0x2001, 0xdb8, 2], 1)
 }
 
 /// Node `number`'s address, from 1.
 #[must_use]
 pub fn node(number: u8, family: Family) -> IpAddr {
-    let host = 10 + number;
-    family.pick([10, 0, 0, host], [0xfd00, 0x10, 0, 0, 0, 0, 0, host.into()])
+    family.host([192, 0, 2], [0x2001, 0xdb8, 2], 10 + number)
 }
 
 /// The range of the pods on node `number`.
@@ -81,19 +87,13 @@ pub fn pod_range(number: u8, family: Family) -> IpNet {
 /// Service-only address number `host`.
 #[must_use]
 pub fn cluster_ip(host: u8, family: Family) -> IpAddr {
-    family.pick(
-        [10, 96, 0, host],
-        [0xfd00, 0x96, 0, 0, 0, 0, 0, host.into()],
-    )
+    family.host([10, 96, 0], [0xfd00, 0x96, 0], host)
 }
 
 /// LoadBalancer address number `host`.
 #[must_use]
 pub fn load_balancer(host: u8, family: Family) -> IpAddr {
-    family.pick(
-        [203, 0, 113, host],
-        [0x2001, 0xdb8, 0x113, 0, 0, 0, 0, host.into()],
-    )
+    family.host([203, 0, 113], [0x2001, 0xdb8, 0x113], host)
 }
 
 /// What the nodes' uplinks are.
@@ -128,46 +128,40 @@ pub struct Layout {
     pub uplink: Uplink,
 }
 
-impl Default for Layout {
-    fn default() -> Self {
-        Self {
-            nodes: 2,
-            pods_per_node: 2,
-            uplink: Uplink::Plain,
-        }
-    }
-}
-
 impl Layout {
+    /// Two nodes with two pods each.
+    pub const STANDARD: Self = Self {
+        nodes: 2,
+        pods_per_node: 2,
+        uplink: Uplink::Plain,
+    };
+
     /// The node that pod `number` is on, both from 1.
     #[must_use]
-    pub const fn node_of(&self, pod: u8) -> u8 {
+    pub const fn node_of(self, pod: u8) -> u8 {
         (pod - 1) / self.pods_per_node + 1
     }
 
     /// Pod `number`'s address.
     #[must_use]
-    pub fn pod(&self, number: u8, family: Family) -> IpAddr {
-        let (node, host) = (self.node_of(number), 10 + number);
-        family.pick(
-            [10, 244, node, host],
-            [0xfd00, 0x244, node.into(), 0, 0, 0, 0, host.into()],
-        )
+    pub fn pod(self, number: u8, family: Family) -> IpAddr {
+        let node = self.node_of(number);
+        family.host([10, 244, node], [0xfd00, 0x244, node.into()], 10 + number)
     }
 
     /// The numbers of all pods.
-    pub fn pods(&self) -> impl Iterator<Item = u8> + use<> {
+    pub fn pods(self) -> impl Iterator<Item = u8> {
         1..=self.nodes * self.pods_per_node
     }
 
     /// The numbers of all nodes.
-    pub fn nodes(&self) -> impl Iterator<Item = u8> + use<> {
+    pub fn nodes(self) -> impl Iterator<Item = u8> {
         1..=self.nodes
     }
 
     /// The world as data.
     #[must_use]
-    pub fn topology(&self) -> Topology {
+    pub fn topology(self) -> Topology {
         let mut topology = Topology::default();
         self.add_outside(&mut topology);
         for number in self.nodes() {
@@ -353,7 +347,7 @@ mod tests {
         let topology = Layout {
             nodes: 3,
             pods_per_node: 4,
-            ..Layout::default()
+            ..Layout::STANDARD
         }
         .topology();
         let gateway: IpAddr = "fe80::1".parse().unwrap();
@@ -369,25 +363,27 @@ mod tests {
 
     #[test]
     fn pods_are_numbered_through() {
-        let layout = Layout::default();
+        let layout = Layout::STANDARD;
         let nodes: Vec<_> = layout.pods().map(|pod| layout.node_of(pod)).collect();
         assert_eq!(nodes, [1, 1, 2, 2]);
         assert_eq!(layout.pod(3, Family::V4).to_string(), "10.244.2.13");
-        assert_eq!(layout.pod(3, Family::V6).to_string(), "fd00:244:2::d");
+        assert_eq!(layout.pod(3, Family::V6).to_string(), "fd00:244:2::13");
     }
 
     #[test]
     fn a_vlan_uplink_has_the_addresses() {
         let topology = Layout {
             uplink: Uplink::Vlan(100),
-            ..Layout::default()
+            ..Layout::STANDARD
         }
         .topology();
         let room = topology.rooms.iter().find(|room| room.name == "node1");
         let batch = topology.inside_batch(room.unwrap());
         let has = |line: &str| batch.iter().any(|one| one == line);
         assert!(has("link add link eth0 name eth0.100 type vlan id 100"));
-        assert!(has("address add 10.0.0.11/24 dev eth0.100"));
-        assert!(has("route replace ::/0 via fd00:10::1 dev eth0.100 onlink"));
+        assert!(has("address add 192.0.2.11/24 dev eth0.100"));
+        assert!(has(
+            "route replace ::/0 via 2001:db8:2::1 dev eth0.100 onlink"
+        ));
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -40,6 +41,8 @@ impl Process {
             .open(&log)
             .with_context(|| format!("opening {}", log.display()))?;
         command
+            // Ctrl-C is for this program, which then ends everything in order.
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(file.try_clone()?)
             .stderr(file);

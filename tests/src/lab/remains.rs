@@ -189,13 +189,17 @@ fn processes_in(inodes: &BTreeSet<u64>) -> Result<Vec<i32>> {
     Ok(found)
 }
 
-/// A process's id and start time, which together are never used twice.
+/// A running process's id and start time, which together are never used twice.
 fn identity(pid: i32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The second field may hold anything, so count from the parenthesis that ends it: proc(5).
     let (_, after) = text.rsplit_once(") ")?;
-    let start = after.split(' ').nth(19)?;
-    Some(format!("{pid} {start}"))
+    let mut fields = after.split(' ');
+    let state = fields.next()?;
+    let start = fields.nth(18)?;
+    // It has ended, and nobody has asked how.
+    let ended = matches!(state, "Z" | "X");
+    (!ended).then(|| format!("{pid} {start}"))
 }
 
 /// The names in a folder; none if there is no such folder.

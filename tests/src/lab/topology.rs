@@ -8,8 +8,9 @@ use std::{
     thread,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use ipnet::IpNet;
+use nix::sched::{CloneFlags, unshare};
 
 use super::namespace::Namespace;
 
@@ -258,6 +259,23 @@ pub fn batch(namespace: Option<&str>, commands: &[String]) -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// Whether this kernel has VLAN devices (`CONFIG_VLAN_8021Q`). Some that are made for virtual machines
+/// have none.
+pub fn has_vlan_devices() -> Result<bool> {
+    let tried = thread::spawn(|| -> Result<bool> {
+        unshare(CloneFlags::CLONE_NEWNET).context("making a namespace")?;
+        let mut ip = Command::new("ip");
+        ip.args("link add link lo name probe type vlan id 1".split(' '));
+        let output = ip
+            .output()
+            .context("running `ip`; install the package iproute2")?;
+        Ok(output.status.success())
+    });
+    tried
+        .join()
+        .map_err(|_| anyhow!("the thread that looks for VLAN devices panicked"))?
 }
 
 /// Writes the calling thread's namespace's settings. They go first: a new device takes the defaults

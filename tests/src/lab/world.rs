@@ -49,7 +49,7 @@ impl World {
         };
         layout.topology().build(&remains::prefix(name))?;
         for number in layout.nodes() {
-            world.mount_bpffs(number)?;
+            world.mount_bpffs(&format!("node{number}"))?;
         }
         Ok(world)
     }
@@ -62,8 +62,8 @@ impl World {
 
     /// What it is made of.
     #[must_use]
-    pub const fn layout(&self) -> &Layout {
-        &self.layout
+    pub const fn layout(&self) -> Layout {
+        self.layout
     }
 
     /// Where its files are.
@@ -134,9 +134,10 @@ impl World {
         Ok(())
     }
 
-    /// The file system is mounted outside, so that its pins outlive each process of the node.
-    fn mount_bpffs(&self, number: u8) -> Result<()> {
-        let directory = self.node_directory(number);
+    /// Mounts a BPF file system for a room and returns where. It is mounted outside of the room, so
+    /// that its pins outlive each process of it.
+    pub fn mount_bpffs(&self, room: &str) -> Result<PathBuf> {
+        let directory = self.directory.join(room);
         for name in ["bpf", "sys"] {
             fs::create_dir_all(directory.join(name))?;
         }
@@ -148,7 +149,8 @@ impl World {
             MsFlags::empty(),
             None::<&str>,
         )
-        .with_context(|| format!("mounting a BPF file system at {}", target.display()))
+        .with_context(|| format!("mounting a BPF file system at {}", target.display()))?;
+        Ok(target)
     }
 }
 

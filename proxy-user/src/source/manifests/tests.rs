@@ -237,7 +237,7 @@ async fn a_change_is_noticed() {
 fn reads_the_demo_as_it_is_meant() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo");
     let policy = Policy {
-        node: "worker-1".to_owned(),
+        node: "node1".to_owned(),
         external_ranges: Vec::new(),
     };
     let snapshot = Manifests::new(demo, policy).scan();
@@ -253,7 +253,8 @@ fn reads_the_demo_as_it_is_meant() {
         "demo/echo:echo/UDP",
         "demo/empty:80/TCP",
         "demo/web:http/TCP",
-        "pod/demo/web-1:8081/TCP",
+        "pod/demo/pod1:7081/UDP",
+        "pod/demo/pod1:8081/TCP",
     ];
     assert_eq!(names, expected);
     let web = port(&snapshot, "demo/web:http/TCP");

@@ -1,0 +1,235 @@
+//! Every type of service, asked by everybody who may and everybody who may not.
+//!
+//! One row is one behaviour. It is tried over both families, TCP and UDP, in each of the worlds.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use libtest_mimic::Trial;
+use proxy_tests::lab::{
+    ask::{self, Means, Outcome},
+    cluster::{Cluster, Hook},
+    layout::{self, Family, Layout, Uplink},
+    manifest::{self, Kind, Service},
+};
+
+use crate::worlds::Worlds;
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+enum Asker {
+    Client,
+    Pod(u8),
+    Node(u8),
+}
+use Asker::{Client, Node, Pod};
+
+/// What is asked. Services are named.
+#[derive(Clone, Copy, Debug)]
+enum Target {
+    Balancer(&'static str),
+    Cluster(&'static str),
+    NodePort(u8, &'static str),
+    HostPort(u8),
+    /// A port of a LoadBalancer address that no service has.
+    BalancerOther(&'static str),
+}
+use Target::{Balancer, BalancerOther, Cluster as ClusterIp, HostPort, NodePort};
+
+/// What must come of it.
+#[derive(Clone, Copy, Debug)]
+enum Expected {
+    /// One of these pods answers, and sees whom the second field says.
+    Answer(&'static [u8], Seen),
+    /// TCP reset or ICMP unreachable, at once.
+    Refusal,
+    /// No answer, of whatever kind.
+    NoAnswer,
+}
+use Expected::{Answer, NoAnswer, Refusal};
+
+/// Whose address the pod sees.
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    /// The asker's own.
+    Asker,
+    /// This node's.
+    NodeOf(u8),
+    /// The asker's if the pod is on node 1, else node 1's.
+    Either,
+}
+use Seen::{Either, NodeOf};
+
+/// `near` is served by pod1 on node1, `far` by pod3 on node2, `both` by either, `empty` by nobody;
+/// `inner` is only a cluster address, `ported` has no LoadBalancer address. LoadBalancer addresses
+/// are routed to node1.
+#[rustfmt::skip]
+const ROWS: &[(&str, Asker, Target, Expected)] = &[
+    ("balancer-near", Client, Balancer("near"), Answer(&[1], Seen::Asker)),
+    ("balancer-far", Client, Balancer("far"), Answer(&[3], NodeOf(1))),
+    ("balancer-both", Client, Balancer("both"), Answer(&[1, 3], Either)),
+    ("balancer-empty", Client, Balancer("empty"), Refusal),
+    ("balancer-other-port", Client, BalancerOther("near"), Refusal),
+    ("balancer-near-from-pod", Pod(2), Balancer("near"), Answer(&[1], Seen::Asker)),
+    ("balancer-far-from-pod", Pod(2), Balancer("far"), Answer(&[3], Seen::Asker)),
+    ("balancer-from-pod-of-other-node", Pod(4), Balancer("near"), Answer(&[1], Seen::Asker)),
+    ("balancer-hairpin", Pod(1), Balancer("near"), Answer(&[1], NodeOf(1))),
+    ("balancer-near-from-node", Node(1), Balancer("near"), Answer(&[1], Seen::Asker)),
+    ("balancer-far-from-node", Node(1), Balancer("far"), Answer(&[3], Seen::Asker)),
+    ("balancer-from-other-node", Node(2), Balancer("near"), Answer(&[1], Seen::Asker)),
+    ("balancer-empty-from-pod", Pod(2), Balancer("empty"), Refusal),
+    ("cluster-near", Pod(2), ClusterIp("near"), Answer(&[1], Seen::Asker)),
+    ("cluster-far", Pod(2), ClusterIp("far"), Answer(&[3], Seen::Asker)),
+    ("cluster-both", Pod(2), ClusterIp("both"), Answer(&[1, 3], Seen::Asker)),
+    ("cluster-only", Pod(4), ClusterIp("inner"), Answer(&[1], Seen::Asker)),
+    ("cluster-hairpin", Pod(1), ClusterIp("near"), Answer(&[1], NodeOf(1))),
+    ("cluster-near-from-node", Node(1), ClusterIp("near"), Answer(&[1], Seen::Asker)),
+    ("cluster-far-from-node", Node(1), ClusterIp("far"), Answer(&[3], Seen::Asker)),
+    ("cluster-empty-from-pod", Pod(2), ClusterIp("empty"), Refusal),
+    ("cluster-empty-from-node", Node(1), ClusterIp("empty"), Refusal),
+    ("cluster-from-outside", Client, ClusterIp("near"), NoAnswer),
+    ("node-port-near", Client, NodePort(1, "near"), Answer(&[1], Seen::Asker)),
+    ("node-port-far", Client, NodePort(1, "far"), Answer(&[3], NodeOf(1))),
+    ("node-port-of-other-node-near", Client, NodePort(2, "far"), Answer(&[3], Seen::Asker)),
+    ("node-port-of-other-node-far", Client, NodePort(2, "near"), Answer(&[1], NodeOf(2))),
+    ("node-port-only", Client, NodePort(1, "ported"), Answer(&[1], Seen::Asker)),
+    ("node-port-empty", Client, NodePort(1, "empty"), Refusal),
+    ("node-port-from-pod", Pod(2), NodePort(1, "near"), Answer(&[1], Seen::Asker)),
+    ("node-port-far-from-pod", Pod(2), NodePort(1, "far"), Answer(&[3], Seen::Asker)),
+    ("node-port-hairpin", Pod(1), NodePort(1, "near"), Answer(&[1], NodeOf(1))),
+    ("node-port-from-other-node", Node(2), NodePort(1, "near"), Answer(&[1], Seen::Asker)),
+    ("host-port", Client, HostPort(1), Answer(&[1], Seen::Asker)),
+    ("host-port-of-other-node", Client, HostPort(2), Answer(&[3], Seen::Asker)),
+    ("host-port-from-pod", Pod(2), HostPort(1), Answer(&[1], Seen::Asker)),
+    ("host-port-from-pod-of-other-node", Pod(4), HostPort(1), Answer(&[1], Seen::Asker)),
+    ("host-port-hairpin", Pod(1), HostPort(1), Answer(&[1], NodeOf(1))),
+];
+
+/// Name, world and hook.
+pub(crate) const WORLDS: [(&str, Layout, Hook); 3] = [
+    ("tc", Layout::STANDARD, Hook::Tc),
+    ("xdp", Layout::STANDARD, Hook::Xdp),
+    (
+        "vlan",
+        Layout {
+            uplink: Uplink::Vlan(100),
+            ..Layout::STANDARD
+        },
+        Hook::Tc,
+    ),
+];
+
+/// The services of the rows.
+pub(crate) fn services() -> Vec<Service> {
+    let of_kind = |kind, name: &str, host| Service {
+        kind,
+        ..Service::balanced(name, host, &[1])
+    };
+    vec![
+        Service::balanced("near", 10, &[1]),
+        Service::balanced("far", 11, &[3]),
+        Service::balanced("both", 12, &[1, 3]),
+        Service::balanced("empty", 13, &[]),
+        of_kind(Kind::ClusterIp, "inner", 14),
+        of_kind(Kind::NodePort, "ported", 15),
+    ]
+}
+
+/// Without VLAN devices in the kernel, what needs them is listed as ignored.
+pub(crate) fn trials(worlds: &Arc<Worlds>, has_vlans: bool) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for (world, layout, _) in WORLDS {
+        let first = trials.len();
+        for family in Family::BOTH {
+            for row in ROWS {
+                for means in [Means::Http, Means::Udp] {
+                    let worlds = Arc::clone(worlds);
+                    let name = format!("{world}/{}/{means}/{}", family.word(), row.0);
+                    trials.push(Trial::test(name, move || {
+                        Ok(try_row(worlds.serving(world)?, row, family, means)?)
+                    }));
+                }
+            }
+            let worlds = Arc::clone(worlds);
+            let name = format!("{world}/{}/icmp/balancer-answers-ping", family.word());
+            trials.push(Trial::test(name, move || {
+                Ok(ping_balancer(worlds.serving(world)?, family)?)
+            }));
+        }
+        if layout.uplink != Uplink::Plain && !has_vlans {
+            let added = trials.split_off(first);
+            trials.extend(added.into_iter().map(|trial| trial.with_ignored_flag(true)));
+        }
+    }
+    trials
+}
+
+fn try_row(
+    cluster: &Cluster,
+    (_, asker, target, expected): &(&str, Asker, Target, Expected),
+    family: Family,
+    means: Means,
+) -> Result<()> {
+    // A refusal must not be something that the asker had to wait for.
+    let limit = match expected {
+        Answer(..) => Duration::from_secs(4),
+        Refusal => Duration::from_millis(900),
+        NoAnswer => Duration::from_millis(400),
+    };
+    let world = cluster.world();
+    let (namespace, own) = match asker {
+        Client => (world.client(), layout::client(family)),
+        Pod(number) => (world.pod(*number), world.layout().pod(*number, family)),
+        Node(number) => (world.node(*number), layout::node(*number, family)),
+    };
+    let target = address(*target, family, means)?;
+    let attempt = ask::ask(&namespace, means, target, limit)?;
+    let outcome = &attempt.outcome;
+    match (expected, outcome) {
+        (Answer(pods, seen), Outcome::Answered { pod, client }) => {
+            let number: u8 = pod.trim_start_matches("pod").parse()?;
+            ensure!(pods.contains(&number), "{pod} answered, none of {pods:?}");
+            let node = match seen {
+                Seen::Asker => None,
+                NodeOf(node) => Some(*node),
+                Either => (world.layout().node_of(number) != 1).then_some(1),
+            };
+            let right: IpAddr = node.map_or(own, |node| layout::node(node, family));
+            ensure!(
+                client.ip() == right,
+                "{pod} saw {}, not {right}",
+                client.ip()
+            );
+        }
+        (Refusal, Outcome::Refused) | (NoAnswer, Outcome::Refused | Outcome::TimedOut) => {}
+        _ => bail!("asking {target}: {outcome} after {:?}", attempt.took),
+    }
+    Ok(())
+}
+
+fn address(target: Target, family: Family, means: Means) -> Result<SocketAddr> {
+    let service = |name: &str| {
+        let found = services().into_iter().find(|service| service.name == name);
+        found.with_context(|| format!("a row names the service {name}, which does not exist"))
+    };
+    Ok(match target {
+        Balancer(name) => service(name)?.balancer(means, family),
+        ClusterIp(name) => service(name)?.cluster(means, family),
+        NodePort(node, name) => {
+            SocketAddr::new(layout::node(node, family), service(name)?.node_port(means))
+        }
+        HostPort(node) => SocketAddr::new(layout::node(node, family), manifest::host_port(means)),
+        BalancerOther(name) => SocketAddr::new(service(name)?.balancer(means, family).ip(), 81),
+    })
+}
+
+fn ping_balancer(cluster: &Cluster, family: Family) -> Result<()> {
+    let target = layout::load_balancer(10, family);
+    let answered = ask::ping(&cluster.world().client(), target, Duration::from_secs(2))?;
+    ensure!(answered, "{target} does not answer");
+    Ok(())
+}
