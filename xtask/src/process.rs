@@ -19,6 +19,20 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// Cargo with a verb, for what tests run. It is linked statically, so that the same executables run
+/// here and in guests, and so that everything is built once.
+pub(crate) fn cargo_for_tests(verb: &str) -> Command {
+    let mut command = cargo();
+    command.arg(verb);
+    // With the target named, build scripts and macros stay as they are.
+    if env::consts::ARCH == "x86_64" {
+        command
+            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+            .args(["--target", "x86_64-unknown-linux-gnu"]);
+    }
+    command
+}
+
 /// Any other program; what it reads on standard input is empty.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);

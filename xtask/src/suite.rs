@@ -17,7 +17,7 @@ pub(crate) const DATAPATH: &str = "datapath";
 pub(crate) enum Suite {
     /// Beside the code: no root, no BPF
     Unit,
-    /// Every datapath case on the host and in the running kernel
+    /// Datapath cases on the host and in the running kernel; the daemon's maps and attachments
     Kernel,
     /// Network namespaces with real servers and clients, restarts, the command line
     Wire,
@@ -52,7 +52,7 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
         tally += cargo_test("unit", |cargo| {
             cargo.args(["--workspace", "--exclude", "proxy-ebpf", "--lib", "--bins"]);
         })?;
-        tally += cargo_test("documentation examples", |cargo| {
+        tally += cargo_test("examples in the documentation", |cargo| {
             cargo.args([
                 "--package",
                 "proxy-common",
@@ -61,27 +61,27 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
                 "--doc",
             ]);
         })?;
-        tally += cargo_test("the daemon's command line", |cargo| {
-            cargo.args([
-                "--package",
-                "proxy-user",
-                "--package",
-                "proxy-common",
-                "--test",
-                "*",
-            ]);
-        })?;
     }
     let targets = test_targets()?;
     let (datapath, wire): (Vec<_>, Vec<_>) = targets.into_iter().partition(|name| name == DATAPATH);
+    if is(Suite::Kernel) {
+        tally += cargo_test("the daemon against the kernel", |cargo| {
+            cargo.args(["--package", "proxy-user", "--test", "*"]);
+        })?;
+    }
     if is(Suite::Kernel) && !datapath.is_empty() {
-        tally += cargo_test("kernel", |cargo| {
+        tally += cargo_test("the datapath against the kernel", |cargo| {
             cargo.args(["--package", "proxy-tests", "--test", DATAPATH]);
         })?;
     }
     if is(Suite::Wire) && !wire.is_empty() {
         // The daemon that the tests start.
-        crate::binaries::build(false)?;
+        process::run(process::cargo_for_tests("build").args([
+            "--package",
+            "proxy-user",
+            "--bin",
+            "causeway",
+        ]))?;
         tally += cargo_test("wire", |cargo| {
             cargo.args(["--package", "proxy-tests"]);
             for target in &wire {
@@ -116,8 +116,8 @@ fn test_targets() -> Result<Vec<String>> {
 
 fn cargo_test(name: &str, select: impl FnOnce(&mut Command)) -> Result<Tally> {
     println!("\n== tests: {name}");
-    let mut cargo = process::cargo();
-    cargo.args(["test", "--no-fail-fast"]);
+    let mut cargo = process::cargo_for_tests("test");
+    cargo.arg("--no-fail-fast");
     select(&mut cargo);
     let mut tally = Tally::default();
     let count = |line: &str| {

@@ -115,14 +115,9 @@ pub(crate) fn run(update: bool) -> Result<()> {
 fn measure() -> Result<Vec<Measurement>> {
     let mut programs = Vec::new();
     let well = process::follow(
-        process::cargo().args([
-            "run",
-            "--quiet",
-            "--package",
-            "proxy-tests",
-            "--bin",
-            "programs",
-        ]),
+        process::cargo_for_tests("run")
+            .args(["--quiet", "--package", "proxy-tests"])
+            .args(["--bin", "programs"]),
         |line| programs.extend(Measurement::read(line)),
         process::Shown::Nothing,
     )?;

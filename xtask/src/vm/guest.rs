@@ -12,12 +12,6 @@ use super::kernel::Kernel;
 use crate::suite::DATAPATH;
 use crate::{process, workspace};
 
-/// Profile of the root `Cargo.toml` for executables that run under emulation.
-const PROFILE: &str = "guest";
-
-/// Static executables need the GNU target named: build scripts must not become static with them.
-const TARGET: &str = "x86_64-unknown-linux-gnu";
-
 /// Says how each executable ended, then that all of them have.
 pub(super) const MARKER: &str = "causeway-guest:";
 
@@ -37,11 +31,11 @@ impl Executables {
     pub(super) fn build() -> Result<Self> {
         println!("building static executables for the guests");
         let mut built = Vec::new();
-        artifacts(&["build", "--bin", "programs"], &mut built)?;
+        artifacts("build", &["--bin", "programs"], &mut built)?;
         let tests = workspace::root().join("tests/tests").join(DATAPATH);
         let has_cases = tests.is_dir() || tests.with_extension("rs").is_file();
         if has_cases {
-            artifacts(&["test", "--no-run", "--test", DATAPATH], &mut built)?;
+            artifacts("test", &["--no-run", "--test", DATAPATH], &mut built)?;
         }
         let find = |name: &str| {
             built
@@ -82,18 +76,10 @@ struct Target {
 }
 
 /// Runs cargo and adds the executables that it built, with the names of their targets.
-fn artifacts(arguments: &[&str], built: &mut Vec<(String, PathBuf)>) -> Result<()> {
-    let output = process::cargo()
-        .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
+fn artifacts(verb: &str, arguments: &[&str], built: &mut Vec<(String, PathBuf)>) -> Result<()> {
+    let output = process::cargo_for_tests(verb)
+        .args(["--package", "proxy-tests"])
         .args(arguments)
-        .args([
-            "--package",
-            "proxy-tests",
-            "--profile",
-            PROFILE,
-            "--target",
-            TARGET,
-        ])
         .arg("--message-format=json-render-diagnostics")
         .stderr(Stdio::inherit())
         .output()
@@ -129,8 +115,13 @@ pub(super) fn pack(kernel: &Kernel, executables: &Executables, folder: &Path) ->
             .context("cannot copy a module")?;
     }
     for (name, path) in executables.list() {
-        fs::copy(path, root.join("tests").join(name))
-            .with_context(|| format!("cannot copy {}", path.display()))?;
+        // A tenth of the size: it all goes through the emulated machine's memory.
+        process::quiet(
+            process::command("strip")
+                .arg("-o")
+                .arg(root.join("tests").join(name))
+                .arg(path),
+        )?;
     }
     let init = root.join("init");
     fs::write(&init, INIT).context("cannot write the guest's init")?;
