@@ -12,7 +12,8 @@ use crate::{process, workspace};
 const LONGEST_FILE: usize = 600;
 
 /// Which crates of the workspace a crate may depend on.
-const DIRECTION: [(&str, &[&str]); 5] = [
+const DIRECTION: [(&str, &[&str]); 6] = [
+    ("bench-ebpf", &["proxy-common"]),
     ("proxy-common", &[]),
     ("proxy-ebpf", &["proxy-common"]),
     ("proxy-user", &["proxy-common"]),

@@ -65,17 +65,12 @@ fn dependencies() -> Result<()> {
     )
 }
 
+/// The default members: all but what is made for BPF.
 fn clippy_host() -> Result<()> {
     process::run(
         process::cargo()
-            .args([
-                "clippy",
-                "--workspace",
-                "--exclude",
-                "proxy-ebpf",
-                "--all-targets",
-            ])
-            .args(["--quiet", "--", "--deny", "warnings"]),
+            .args(["clippy", "--all-targets", "--quiet"])
+            .args(["--", "--deny", "warnings"]),
     )
 }
 
@@ -107,7 +102,8 @@ fn clippy_bpf() -> Result<()> {
     };
     process::run(
         cargo
-            .args(["--package", "proxy-ebpf", "--quiet", "--target-dir"])
+            .args(["--package", "proxy-ebpf", "--package", "bench-ebpf"])
+            .args(["--quiet", "--target-dir"])
             .arg(folder)
             .args(["--", "--deny", "warnings"]),
     )

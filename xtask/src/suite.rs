@@ -50,7 +50,7 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
     let is = |part| suite == part || suite == Suite::All;
     if is(Suite::Unit) {
         tally += cargo_test("unit", |cargo| {
-            cargo.args(["--workspace", "--exclude", "proxy-ebpf", "--lib", "--bins"]);
+            cargo.args(["--lib", "--bins"]);
         })?;
         tally += cargo_test("examples in the documentation", |cargo| {
             cargo.args([
