@@ -1,5 +1,8 @@
 //! State to plan, plan to operations, and back from the maps.
 
+mod filter;
+mod properties;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
@@ -7,7 +10,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use proptest::prelude::*;
 use proxy_common::{
     abi::{
         Address, AddressFlags, Backend, DeviceRole, FilterKind, address_flag, backend_flag,
@@ -542,54 +544,6 @@ fn full_tables_are_told_and_leave_the_rest_alone() {
 }
 
 #[test]
-fn the_sweeper_clears_only_what_nobody_needs() {
-    use proxy_common::abi::{Addr4, Flow, FlowKey, V4, flow_state};
-    let frontends = vec![at("10.96.0.10", 80, Reach::Cluster)];
-    let web = service(
-        "web",
-        Protocol::Tcp,
-        frontends,
-        vec![endpoint("10.1.0.1", 80)],
-    );
-    let mut world = World::new();
-    world.round(&state([web]));
-    let (plan, ..) = world.round(&state([]));
-    let v4 = |text: &str| Addr4::from(text.parse::<std::net::Ipv4Addr>().unwrap());
-    let key = FlowKey::<V4> {
-        source: v4("10.1.0.9"),
-        destination: v4("10.96.0.10"),
-        ..FlowKey::default()
-    };
-    let flow = Flow::<V4> {
-        state: flow_state::ORIGINAL,
-        ..Flow::default()
-    };
-    let mut flows = FilterWords::default();
-    flows.add_flow(&key, &flow);
-    for op in clear_filter(&world.observed, &plan, &flows) {
-        world.observed.apply(&op);
-    }
-    let holds = |world: &World, kind, address: &str| {
-        let (position, bit) = filter_position(kind, &v4(address));
-        world.observed.filter.word(position) & bit != 0
-    };
-    assert!(
-        holds(&world, FilterKind::Destination, "10.96.0.10"),
-        "a flow is left"
-    );
-    assert!(!holds(&world, FilterKind::Source, "10.1.0.1"), "nobody");
-    assert!(
-        holds(&world, FilterKind::Destination, "192.0.2.11"),
-        "the plan"
-    );
-    for op in clear_filter(&world.observed, &plan, &FilterWords::default()) {
-        world.observed.apply(&op);
-    }
-    assert!(!holds(&world, FilterKind::Destination, "10.96.0.10"));
-    assert!(clear_filter(&world.observed, &plan, &FilterWords::default()).is_empty());
-}
-
-#[test]
 fn what_relies_on_a_failed_operation_waits() {
     let op = |id| Op::WriteSlots {
         service: id,
@@ -601,119 +555,4 @@ fn what_relies_on_a_failed_operation_waits() {
     assert!(round.must_wait(&Op::DeleteObject { id: 7 }));
     assert!(!round.must_wait(&Op::DeleteObject { id: 8 }));
     assert!(!round.must_wait(&Op::DeleteTxPort { ifindex: 7 }));
-}
-
-fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
-    (any::<bool>(), 1_u8..8, 80_u16..82, 0_u16..4, conditions).prop_map(
-        |(v4, last, port, weight, (ready, serving, terminating))| {
-            let address = if v4 {
-                format!("10.1.0.{last}")
-            } else {
-                format!("fd00::{last}")
-            };
-            Endpoint {
-                weight,
-                ready,
-                serving,
-                terminating,
-                ..endpoint(&address, port)
-            }
-        },
-    )
-}
-
-fn any_service() -> impl Strategy<Value = ServicePort> {
-    let frontend = prop_oneof![
-        (1_u8..6, 80_u16..82)
-            .prop_map(|(last, port)| { at(&format!("10.96.0.{last}"), port, Reach::Cluster) }),
-        (1_u8..6, 80_u16..82)
-            .prop_map(|(last, port)| { at(&format!("fd00:96::{last}"), port, Reach::Everywhere) }),
-        (30_000_u16..30_003).prop_map(|port| Frontend::NodePort {
-            port,
-            v4: true,
-            v6: true
-        }),
-    ];
-    let endpoints = prop::collection::vec(any_endpoint(), 0..6);
-    let parts = (0_u8..8, any::<bool>(), any::<bool>());
-    (parts, prop::collection::vec(frontend, 0..4), endpoints).prop_map(
-        |((name, udp, maglev), mut frontends, mut endpoints)| {
-            frontends.sort_unstable();
-            frontends.dedup();
-            endpoints.sort_unstable();
-            endpoints.dedup_by_key(|e| (e.address, e.port));
-            let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
-            let mut port = service(&format!("s{name}"), protocol, frontends, endpoints);
-            port.algorithm = maglev.then_some(Algorithm::Maglev);
-            port
-        },
-    )
-}
-
-fn any_state() -> impl Strategy<Value = State> {
-    prop::collection::vec(any_service(), 0..8).prop_map(state)
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
-
-    /// Any sequence of states, pauses and restarts: the maps hold the plan after every round
-    /// (`World::round` checks it), a restart changes nothing, numbers stay, and whoever looks at
-    /// the maps between two operations finds no service that leads to another's backend.
-    #[test]
-    fn rounds_hold_their_promises(
-        steps in prop::collection::vec((any_state(), 0_u64..1_500, any::<bool>()), 1..6)
-    ) {
-        let mut world = World::new();
-        for (state, pause, restart) in steps {
-            let before = world.observed.clone();
-            world.allocation.release(&world.observed, world.now);
-            let (plan, _) =
-                compile(&state, &facts(), &options(), &mut world.allocation, world.now);
-            for op in diff(&world.observed, &plan) {
-                world.observed.apply(&op);
-                check_no_stray(&world.observed);
-            }
-            world.observed.check_holds(&plan);
-            for (id, name) in &plan.objects {
-                let earlier = before.objects.iter().find(|(_, earlier)| *earlier == name);
-                prop_assert!(earlier.is_none_or(|(earlier, _)| earlier == id));
-            }
-            for (index, held) in before.backends {
-                let now = &world.observed.backends[&index];
-                let same = now.family != 0
-                    && Backend { flags: 0, ..*now } == Backend { flags: 0, ..held };
-                prop_assert!(same || now.generation > held.generation || *now == held);
-            }
-            if restart {
-                world.restart();
-                let (_, _, ops) = world.round(&state);
-                prop_assert_eq!(ops, vec![]);
-            }
-            world.now += Duration::from_millis(pause);
-        }
-    }
-
-    /// From empty maps, a plan depends on the state alone.
-    #[test]
-    fn compiling_is_deterministic(state in any_state()) {
-        let (a, ..) = World::new().round(&state);
-        let (b, ..) = World::new().round(&state);
-        prop_assert_eq!(a, b);
-    }
-}
-
-/// Every slot that a service can choose leads to a backend of its own, or to one given up.
-fn check_no_stray(observed: &Observed) {
-    let v4 = observed.services_v4.values();
-    for service in v4.chain(observed.services_v6.values()) {
-        let slots = observed
-            .slots(service.first_slot, service.slots)
-            .expect("slots were written");
-        for index in slots {
-            let backend = observed.backends.get(index).expect("backends were written");
-            assert!(backend.family == 0 || backend.service == service.id);
-        }
-    }
 }

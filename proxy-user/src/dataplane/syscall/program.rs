@@ -1,0 +1,145 @@
+//! Programs: loading and running them, and the links that attach them.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::{Command, address_of, call, call_fd, raw};
+
+/// Attaches a program to a device. `attach_type`: `enum bpf_attach_type`.
+pub(in crate::dataplane) fn link_create(
+    program: BorrowedFd<'_>,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Record {
+        program_fd: u32,
+        ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+    }
+    let mut record = Record {
+        program_fd: raw(program),
+        ifindex,
+        attach_type,
+        flags,
+    };
+    // SAFETY: the record holds no address, and the command returns a descriptor.
+    unsafe { call_fd(Command::LinkCreate, &mut record) }
+}
+
+/// Replaces a link's program, with no instant without one.
+pub(in crate::dataplane) fn link_update(
+    link: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
+    #[repr(C)]
+    struct Record {
+        link_fd: u32,
+        program_fd: u32,
+        flags: u32,
+        old_program_fd: u32,
+    }
+    let mut record = Record {
+        link_fd: raw(link),
+        program_fd: raw(program),
+        flags: 0,
+        old_program_fd: 0,
+    };
+    // SAFETY: the record holds no address.
+    unsafe { call(Command::LinkUpdate, &mut record) }.map(drop)
+}
+
+/// Takes a link's program from its device at once. Closing the last descriptor does so later.
+pub(in crate::dataplane) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    #[repr(C)]
+    struct Record {
+        link_fd: u32,
+    }
+    let mut record = Record { link_fd: raw(link) };
+    // SAFETY: the record holds no address.
+    unsafe { call(Command::LinkDetach, &mut record) }.map(drop)
+}
+
+/// How many programs are attached to a device at a hook; `EINVAL` where the kernel has no such hook.
+pub(in crate::dataplane) fn query(ifindex: u32, attach_type: u32) -> io::Result<u32> {
+    #[repr(C)]
+    struct Record {
+        ifindex: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        program_ids: u64,
+        count: u32,
+        pad: u32,
+        program_attach_flags: u64,
+        link_ids: u64,
+        link_attach_flags: u64,
+        revision: u64,
+    }
+    let mut record = Record {
+        ifindex,
+        attach_type,
+        query_flags: 0,
+        attach_flags: 0,
+        program_ids: 0,
+        count: 0,
+        pad: 0,
+        program_attach_flags: 0,
+        link_ids: 0,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: no array is asked for (null addresses, count zero).
+    unsafe { call(Command::Query, &mut record) }?;
+    Ok(record.count)
+}
+
+/// Loads a program written by hand, for a probe. `kind`: `enum bpf_prog_type`.
+pub(in crate::dataplane) fn program_load(kind: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct Record {
+        kind: u32,
+        instructions: u32,
+        code: u64,
+        license: u64,
+    }
+    let mut record = Record {
+        kind,
+        instructions: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        code: address_of(instructions),
+        license: c"Apache-2.0".as_ptr() as u64,
+    };
+    // SAFETY: `code` is that many 8-byte instructions and `license` ends with a zero; the kernel
+    // reads both, and the command returns a descriptor.
+    unsafe { call_fd(Command::ProgramLoad, &mut record) }
+}
+
+/// Runs a program once on a frame and says what it returned; the frame stays as it is.
+pub(in crate::dataplane) fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+    #[repr(C)]
+    struct Record {
+        program_fd: u32,
+        returned: u32,
+        frame_bytes: u32,
+        frame_out_bytes: u32,
+        frame: u64,
+        frame_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let mut record = Record {
+        program_fd: raw(program),
+        returned: 0,
+        frame_bytes: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        frame_out_bytes: 0,
+        frame: address_of(frame),
+        frame_out: 0,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: the kernel reads `frame_bytes` bytes of `frame` and writes nothing but the record.
+    unsafe { call(Command::TestRun, &mut record) }?;
+    Ok(record.returned)
+}
