@@ -16,6 +16,7 @@ pub mod measure;
 pub mod namespace;
 pub mod programs;
 pub mod report;
+pub mod sync;
 pub mod wire;
 
 #[path = "../bench-ebpf/src/feed.rs"]

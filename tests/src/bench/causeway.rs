@@ -1,6 +1,7 @@
 //! Causeway's programs and maps, filled for a benchmark without the daemon.
 
 use std::{
+    fmt::Write as _,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -16,7 +17,7 @@ use proxy_common::{
         MAPS, Service, ServiceKey, Settings, V4, V6, backend_flag, device_flag, filter_position,
         service_flag, setting_flag,
     },
-    datapath::Event,
+    datapath::{Event, Reason},
     wire::{Be16, MacAddr, Plain},
 };
 use proxy_user::dataplane::{Features, MapSizes, Maps, PinFolder, table::Table};
@@ -266,6 +267,23 @@ impl Datapath {
         Ok(counts.iter().map(|counter| counter.packets).sum())
     }
 
+    /// All that was counted, as text.
+    pub fn counts(&self) -> Result<String> {
+        let reasons = Reason::ALL
+            .iter()
+            .map(|reason| (*reason as u32, reason.word()));
+        let events = Event::ALL.iter().map(|event| (*event as u32, event.word()));
+        let mut text = String::new();
+        for (index, word) in reasons.chain(events) {
+            let counts = self.maps.counters.get(index).context("reading COUNTERS")?;
+            let packets: u64 = counts.iter().map(|counter| counter.packets).sum();
+            if packets > 0 {
+                write!(text, "{word} {packets} ")?;
+            }
+        }
+        Ok(text)
+    }
+
     /// Takes connections out: the entries of `keys` and those of their answers.
     pub fn forget<F: Tabled>(&self, keys: &[FlowKey<F>]) -> Result<()>
     where
@@ -276,7 +294,8 @@ impl Datapath {
         let mut entries = Vec::with_capacity(keys.len() * 2);
         for key in keys {
             let flow = flows.get(key).context("reading a flow")?;
-            let flow = flow.context("a flow that was made is not there")?;
+            let flow =
+                flow.with_context(|| format!("a flow was made but is not there: {key:?}"))?;
             entries.extend([flow.peer_key(key.protocol), *key]);
         }
         let removed = flows.remove_all(&entries).context("removing flows")?;

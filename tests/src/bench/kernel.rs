@@ -152,7 +152,7 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
     let space = bed::Space::build()?;
     space.namespace.clone().enter(|| -> Result<()> {
         pin(options.cpu)?;
-        programs.settle("in1")?;
+        programs.settle("idle0")?;
         let mut build = |object: &[u8]| {
             beds.iter()
                 .map(|flows| Bed::build(&space, object, &mut programs, *flows))
@@ -256,13 +256,14 @@ impl Point {
             programs.run(self.hook, bed.ifindex(), repeat / 16)?;
         }
         programs.feed(&feed)?;
+        let made = bed.flows_made()?;
         let start = thread_time()?;
         let code = programs.run(self.hook, bed.ifindex(), repeat)?;
         let cost = (thread_time()? - start) / f64::from(repeat);
         if instead.is_none() {
             Bed::expect(&self.case, self.hook, code)?;
             if new {
-                bed.forget(&self.case, feed.counter, repeat)?;
+                bed.forget(&self.case, feed.counter, repeat, made)?;
             }
         }
         Ok(cost)

@@ -3,12 +3,13 @@
 use std::{
     fs,
     io::Write as _,
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::lab::namespace::NAMED;
+use crate::lab::namespace::{NAMED, Namespace};
 
 /// Names of all namespaces of this harness begin so.
 const PREFIX: &str = "cwbench";
@@ -17,6 +18,47 @@ const PREFIX: &str = "cwbench";
 #[must_use]
 pub fn name(role: &str) -> String {
     format!("{PREFIX}-{}-{role}", std::process::id())
+}
+
+/// A namespace with one device, `in0`, and a folder; both go when this is dropped.
+#[derive(Debug)]
+pub struct Temporary {
+    /// The namespace.
+    pub namespace: Namespace,
+    /// The folder.
+    pub directory: PathBuf,
+}
+
+impl Temporary {
+    /// Makes them.
+    pub fn new(role: &str) -> Result<Self> {
+        let name = name(role);
+        let directory = std::env::temp_dir().join(&name);
+        fs::create_dir(&directory).with_context(|| format!("making {}", directory.display()))?;
+        let namespace = Namespace::named(&name);
+        let place = Self {
+            namespace,
+            directory,
+        };
+        let batch = format!(
+            "netns add {name}\nlink add in0 netns {name} type veth peer name in1 netns {name}\n"
+        );
+        feed(Command::new("ip").args(["-batch", "-"]), batch.as_bytes())?;
+        let batch =
+            "addr add 192.0.2.1/24 dev in0\nlink set lo up\nlink set in0 up\nlink set in1 up\n";
+        let mut ip = Command::new("ip");
+        feed(ip.args(["-n", &name, "-batch", "-"]), batch.as_bytes())?;
+        Ok(place)
+    }
+}
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        remove(self.namespace.name());
+        if let Err(error) = fs::remove_dir_all(&self.directory) {
+            tracing::warn!(%error, "a folder was left behind");
+        }
+    }
 }
 
 /// Removes a namespace and the devices in it.

@@ -175,7 +175,7 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the XDP wrapper to a device that nothing comes in at. The kernel then knows the
+    /// Attaches the XDP wrapper to a device that is down, so that nothing comes in at it. The kernel then knows the
     /// program by heart: otherwise each run enters it into the XDP dispatcher and takes it out
     /// again, and waits for all CPUs both times (`bpf_dispatcher_change_prog`).
     pub fn settle(&mut self, device: &str) -> Result<()> {

@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use proxy_tests::bench::{
     Options, kernel, namespace,
     report::{Machine, Report},
-    wire,
+    sync, wire,
 };
 
 /// Measures what a packet, a connection and a change of configuration cost.
@@ -47,6 +47,8 @@ enum Suite {
     Kernel,
     /// Real frames through namespaces, against kube-proxy's rules.
     Wire,
+    /// From manifests to the kernel's maps, against `nft`.
+    Sync,
 }
 
 fn main() -> ExitCode {
@@ -96,6 +98,7 @@ fn run(arguments: Arguments) -> Result<()> {
         let (rows, checks) = match suite {
             Suite::Kernel => kernel::run(&options).context("suite kernel")?,
             Suite::Wire => wire::run(&options).context("suite wire")?,
+            Suite::Sync => sync::run(&options).context("suite sync")?,
         };
         report.rows.extend(rows);
         report.checks.extend(checks);

@@ -72,6 +72,7 @@ impl Space {
         let batch = format!(
             "link add in0 address {mac_in} type veth peer name in1\n\
              link add out0 address {mac_out} type veth peer name out1\n\
+             link add idle0 type veth peer name idle1\n\
              link set in0 up\nlink set in1 up\nlink set out0 up\nlink set out1 up\n\
              addr add 10.201.0.1/24 dev in0\naddr add 10.202.0.1/24 dev out0\n\
              addr add fd00:201::1/64 dev in0 nodad\naddr add fd00:202::1/64 dev out0 nodad\n\
@@ -217,8 +218,21 @@ impl Bed {
         Ok(())
     }
 
-    /// Takes the flows out again that `count` packets from flow `first` on have made.
-    pub(super) fn forget(&self, case: &Case, first: u32, count: u32) -> Result<()> {
+    /// Flows made so far.
+    pub(super) fn flows_made(&self) -> Result<u64> {
+        self.datapath.flows_made()
+    }
+
+    /// Takes the flows out again that `count` packets from flow `first` on have made, when `before`
+    /// had been made before them.
+    pub(super) fn forget(&self, case: &Case, first: u32, count: u32, before: u64) -> Result<()> {
+        let made = self.flows_made()? - before;
+        ensure!(
+            made == u64::from(count),
+            "{}: {made} of {count} flows were made: {}",
+            case.name,
+            self.datapath.counts()?
+        );
         let flows = first..first + count;
         match case.version {
             Version::V4 => {

@@ -168,50 +168,56 @@ const IPTABLES_LAST: &str = "-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KU
 
 /// Input for `nft -f`.
 pub fn nft(n: u32) -> Result<String, fmt::Error> {
-    let (mut chains, mut elements, mut addresses) = (String::new(), String::new(), String::new());
+    let (mut chains, mut elements, mut addresses) = (String::new(), Vec::new(), Vec::new());
     for (index, service) in services(n).enumerate() {
-        let to = service.address;
-        let comma = if index == 0 { "" } else { "," };
-        write!(addresses, "{comma}{to}")?;
-        for (place, protocol) in service
-            .protocols()
-            .iter()
-            .map(|protocol| protocol.word())
-            .enumerate()
-        {
-            let name = format!("service-{index:0>8}-bench/s{index}/{protocol}/p");
-            let comma = if index + place == 0 { "" } else { "," };
-            writeln!(
-                elements,
-                "{comma}{to} . {protocol} . {SERVICE_PORT} : goto {name}"
-            )?;
-            let mut choices = String::new();
-            for (place, endpoint) in service.endpoints.iter().enumerate() {
-                let target = format!(
-                    "endpoint-{index:0>8}-bench/s{index}/{protocol}/p__{endpoint}/{ENDPOINT_PORT}"
-                );
-                let comma = if place == 0 { "" } else { "," };
-                write!(choices, "{comma}{place} : goto {target}")?;
-                writeln!(chains, "chain {target} {{")?;
-                writeln!(chains, "ip saddr {endpoint} jump mark-for-masquerade")?;
-                writeln!(
-                    chains,
-                    "meta l4proto {protocol} dnat to {endpoint}:{ENDPOINT_PORT}\n}}"
-                )?;
-            }
-            writeln!(chains, "chain {name} {{")?;
-            writeln!(
-                chains,
-                "ip daddr {to} {protocol} dport {SERVICE_PORT} ip saddr != {PODS} jump mark-for-masquerade"
-            )?;
-            writeln!(chains, "numgen random mod 3 vmap {{ {choices} }}\n}}")?;
-        }
+        addresses.push(service.address.to_string());
+        nft_service(index, &service, &mut chains, &mut elements)?;
     }
+    let (elements, addresses) = (elements.join(",\n"), addresses.join(","));
     Ok(format!(
         "table ip kube-proxy {{\n{NFT_CHAINS}{chains}\
-         map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict\nelements = {{ {elements} }} }}\n\
+         map service-ips {{ type ipv4_addr . inet_proto . inet_service : verdict\n\
+         elements = {{ {elements} }} }}\n\
          set cluster-ips {{ type ipv4_addr\nelements = {{ {addresses} }} }}\n{NFT_HOOKS}}}\n"
     ))
+}
+
+/// The chains of a service, and what leads to them.
+fn nft_service(
+    index: usize,
+    service: &Service,
+    chains: &mut String,
+    elements: &mut Vec<String>,
+) -> fmt::Result {
+    let to = service.address;
+    for protocol in service.protocols().iter().map(|protocol| protocol.word()) {
+        let name = format!("service-{index:0>8}-bench/s{index}/{protocol}/p");
+        elements.push(format!("{to} . {protocol} . {SERVICE_PORT} : goto {name}"));
+        let mut choices = Vec::new();
+        for (place, endpoint) in service.endpoints.iter().enumerate() {
+            let target = format!(
+                "endpoint-{index:0>8}-bench/s{index}/{protocol}/p__{endpoint}/{ENDPOINT_PORT}"
+            );
+            writeln!(chains, "chain {target} {{")?;
+            writeln!(chains, "ip saddr {endpoint} jump mark-for-masquerade")?;
+            writeln!(
+                chains,
+                "meta l4proto {protocol} dnat to {endpoint}:{ENDPOINT_PORT}\n}}"
+            )?;
+            choices.push(format!("{place} : goto {target}"));
+        }
+        writeln!(chains, "chain {name} {{")?;
+        writeln!(
+            chains,
+            "ip daddr {to} {protocol} dport {SERVICE_PORT} ip saddr != {PODS} jump mark-for-masquerade"
+        )?;
+        writeln!(
+            chains,
+            "numgen random mod 3 vmap {{ {} }}\n}}",
+            choices.join(",")
+        )?;
+    }
+    Ok(())
 }
 
 const NFT_CHAINS: &str = "\
@@ -250,6 +256,47 @@ chain nat-prerouting { type nat hook prerouting priority dstnat; jump services; 
 chain nat-output { type nat hook output priority -100; jump services; }
 chain nat-postrouting { type nat hook postrouting priority srcnat; jump masquerading; }
 ";
+
+/// Input for `nft -f` that adds one more service to `n`.
+pub fn nft_add(n: u32) -> Result<String, fmt::Error> {
+    let (chains, element) = nft_extra(n)?;
+    Ok(format!(
+        "table ip kube-proxy {{\n{chains}}}\nadd element ip kube-proxy service-ips {{ {element} }}\n"
+    ))
+}
+
+/// Input for `nft -f` that takes it away again.
+pub fn nft_remove(n: u32) -> Result<String, fmt::Error> {
+    let (chains, element) = nft_extra(n)?;
+    let mut text = format!("delete element ip kube-proxy service-ips {{ {element} }}\n");
+    let names = |prefix: &str| {
+        let chains = chains
+            .lines()
+            .filter_map(|line| line.strip_prefix("chain "));
+        let names = chains.filter_map(|line| line.strip_suffix(" {"));
+        names
+            .filter(|name| name.starts_with(prefix))
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    // Who jumps goes before whom it jumps to.
+    for name in names("service-").into_iter().chain(names("endpoint-")) {
+        writeln!(
+            text,
+            "flush chain ip kube-proxy {name}\ndelete chain ip kube-proxy {name}"
+        )?;
+    }
+    Ok(text)
+}
+
+/// The chains and the map element of a service that is not among the first `n`.
+fn nft_extra(n: u32) -> Result<(String, String), fmt::Error> {
+    let (mut chains, mut elements) = (String::new(), Vec::new());
+    if let Some(service) = services(n + 2).last() {
+        nft_service(n as usize + 1, &service, &mut chains, &mut elements)?;
+    }
+    Ok((chains, elements.join(",")))
+}
 
 #[cfg(test)]
 mod tests {

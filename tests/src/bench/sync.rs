@@ -1,0 +1,135 @@
+//! Suite `sync`: from manifests to the kernel's maps, by the daemon as it is shipped.
+//!
+//! This is a wait, so wall time is measured. The peer is `nft`, given the same services in the form
+//! of kube-proxy's nftables mode.
+
+mod daemon;
+mod manifests;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use self::{daemon::Daemon, manifests::Manifests};
+use super::{
+    Options,
+    measure::nanoseconds,
+    namespace::{Temporary, feed},
+    report::{Check, Row, Topic},
+    wire::rules,
+};
+
+/// Up to this many services nft is measured, too: its time grows faster than their number.
+const NFT_UP_TO: u32 = 10_000;
+
+/// How often a service is changed in each round.
+const CHANGES: u32 = 10;
+
+/// Causeway's and nft's times with some number of services, milliseconds.
+#[derive(Default)]
+struct Times {
+    first: [Vec<f64>; 2],
+    change: [Vec<f64>; 2],
+}
+
+/// Runs the suite.
+pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
+    let numbers: &[u32] = if options.quick {
+        &[1_000, 10_000]
+    } else {
+        &[1_000, 10_000, 50_000]
+    };
+    let (mut rows, mut checks) = (Vec::new(), Vec::new());
+    for &services in numbers {
+        let with_nft = services <= if options.quick { 1_000 } else { NFT_UP_TO };
+        let mut times = Times::default();
+        for _ in 0..options.rounds(2, 3) {
+            round(services, with_nft, &mut times)
+                .with_context(|| format!("with {services} services"))?;
+        }
+        rows.extend(times.rows(services)?);
+        if services == 1_000 {
+            let (row, check) = times.twins(services)?;
+            rows.push(row);
+            checks.push(check);
+        }
+    }
+    Ok((rows, checks))
+}
+
+/// One load from nothing and some changes, by each.
+fn round(services: u32, with_nft: bool, times: &mut Times) -> Result<()> {
+    let [first, nft_first] = &mut times.first;
+    let [change, nft_change] = &mut times.change;
+    let place = Temporary::new("sync")?;
+    let mut manifests = Manifests::write(&place.directory, services)?;
+    let start = Instant::now();
+    let daemon = Daemon::start(&place)?;
+    daemon.wait_for(services)?;
+    first.push(milliseconds(start.elapsed()));
+    for _ in 0..CHANGES {
+        let start = Instant::now();
+        let key = manifests.change()?;
+        daemon.wait_for_port(key)?;
+        change.push(milliseconds(start.elapsed()));
+    }
+    drop(daemon);
+    if !with_nft {
+        return Ok(());
+    }
+    let place = Temporary::new("nft")?;
+    let text = rules::nft(services)?;
+    let nft = |text: &str| -> Result<f64> {
+        let start = Instant::now();
+        let mut command = std::process::Command::new("nft");
+        let command = command.args(["-f", "-"]);
+        place.namespace.enter(|| feed(command, text.as_bytes()))??;
+        Ok(milliseconds(start.elapsed()))
+    };
+    nft_first.push(nft(&text)?);
+    for _ in 0..CHANGES {
+        nft_change.push(nft(&rules::nft_add(services)?)?);
+        nft(&rules::nft_remove(services)?)?;
+    }
+    Ok(())
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    nanoseconds(time) / 1e6
+}
+
+impl Times {
+    fn rows(&self, services: u32) -> Result<Vec<Row>> {
+        let mut rows = Vec::new();
+        for (case, [ours, nft]) in [("first", &self.first), ("change", &self.change)] {
+            let topic = topic(case, if nft.is_empty() { "none" } else { "nft" }, services);
+            rows.push(if nft.is_empty() {
+                topic.row_alone("sync", ours)?
+            } else {
+                topic.row("sync", ours, nft)?
+            });
+        }
+        Ok(rows)
+    }
+
+    /// Each change against the one after it.
+    fn twins(&self, services: u32) -> Result<(Row, Check)> {
+        let [ours, _] = &self.change;
+        let pairs = ours.as_chunks::<2>().0;
+        let (first, second): (Vec<f64>, Vec<f64>) = pairs.iter().map(|[a, b]| (*a, *b)).unzip();
+        let row = topic("change", "causeway", services).row("sync", &first, &second)?;
+        let ratio = row.ratio.context("two series have a ratio")?;
+        Ok((row, Check::same("sync", "change", ratio)))
+    }
+}
+
+fn topic<'a>(case: &'a str, peer: &'a str, services: u32) -> Topic<'a> {
+    Topic {
+        case,
+        subject: "causeway",
+        peer,
+        services,
+        flows: 0,
+        unit: "ms",
+    }
+}

@@ -1,0 +1,131 @@
+//! A running daemon and the maps that it fills.
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::Signal;
+use proxy_common::abi::{ServiceKey, V4};
+use proxy_user::dataplane::{Maps, PinFolder};
+
+use super::manifests::key;
+use crate::{
+    bench::{
+        namespace::Temporary,
+        wire::rules::{self, SERVICE_PORT},
+    },
+    lab::process::Process,
+};
+
+/// How long a load may take.
+const PATIENCE: Duration = Duration::from_mins(5);
+
+/// How often the maps are looked at.
+const INTERVAL: Duration = Duration::from_micros(500);
+
+/// Services that are looked at before all are counted.
+const SAMPLES: usize = 16;
+
+/// `causeway run` in a namespace, ended and taken out of the kernel when this is dropped.
+#[derive(Debug)]
+pub(super) struct Daemon {
+    process: Process,
+    folder: PinFolder,
+}
+
+impl Daemon {
+    /// Starts it with the manifests in `place`.
+    pub(super) fn start(place: &Temporary) -> Result<Self> {
+        let instance = place.namespace.name();
+        let file = place.directory.join("causeway.toml");
+        let config = format!(
+            "version = 1\ninstance = \"{instance}\"\n[node]\nname = \"bench\"\n[devices]\nuplinks = [\"in0\"]\n\
+             [manifests]\ndirectory = \"manifests\"\n[maps]\nbackends = 262144\n\
+             [api]\nsocket = \"{}\"\n",
+            place.directory.join("causeway.sock").display()
+        );
+        fs::write(&file, config).context("writing the configuration")?;
+        let mut command = Command::new(program()?);
+        command.arg("run").arg("--config").arg(&file);
+        let process = Process::start(&place.namespace, command, "causeway", &place.directory)?;
+        Ok(Self {
+            process,
+            folder: PinFolder::new(instance),
+        })
+    }
+
+    /// Waits until the kernel knows `count` services.
+    pub(super) fn wait_for(&self, count: u32) -> Result<()> {
+        let step = (count as usize / SAMPLES).max(1);
+        let samples: Vec<ServiceKey<V4>> = rules::services(count)
+            .step_by(step)
+            .map(|service| key(&service, SERVICE_PORT))
+            .collect();
+        self.wait(|maps| {
+            for sample in &samples {
+                if maps.services_v4.get(sample)?.is_none() {
+                    return Ok(false);
+                }
+            }
+            let mut found = 0;
+            maps.services_v4.for_each(|_, _| found += 1)?;
+            // The measured service of suite `wire` has a UDP port, which is left out here.
+            Ok(found >= count)
+        })
+    }
+
+    /// Waits until the kernel knows this port of a service.
+    pub(super) fn wait_for_port(&self, key: ServiceKey<V4>) -> Result<()> {
+        self.wait(|maps| Ok(maps.services_v4.get(&key)?.is_some()))
+    }
+
+    fn wait(&self, done: impl Fn(&Maps) -> Result<bool>) -> Result<()> {
+        let start = Instant::now();
+        let mut maps = None;
+        loop {
+            if maps.is_none() {
+                maps = Maps::open(&self.folder).ok();
+            }
+            if let Some(maps) = &maps
+                && done(maps)?
+            {
+                return Ok(());
+            }
+            ensure!(
+                start.elapsed() < PATIENCE,
+                "nothing has happened for {PATIENCE:?}; the daemon printed: {}",
+                self.process.printed()
+            );
+            thread::sleep(INTERVAL);
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Err(error) = self.process.end(Signal::SIGTERM, Duration::from_secs(10)) {
+            tracing::warn!(%error, "the daemon did not end");
+        }
+        if let Err(error) = self.folder.remove() {
+            tracing::warn!(%error, "pins were left behind");
+        }
+    }
+}
+
+/// The daemon's program, which cargo builds into the same folder as this one.
+fn program() -> Result<PathBuf> {
+    let own = std::env::current_exe().context("finding this program")?;
+    let path = own.with_file_name("causeway");
+    if !path.exists() {
+        bail!(
+            "{} is not there; build it with `cargo build -p proxy-user`",
+            path.display()
+        );
+    }
+    Ok(path)
+}
