@@ -152,7 +152,7 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
     let space = bed::Space::build()?;
     space.namespace.clone().enter(|| -> Result<()> {
         pin(options.cpu)?;
-        programs.settle("idle0")?;
+        programs.settle("restore_xdp", "idle0")?;
         let mut build = |object: &[u8]| {
             beds.iter()
                 .map(|flows| Bed::build(&space, object, &mut programs, *flows))
@@ -160,7 +160,7 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
         };
         let subjects = build(options.object()?)?;
         let others = options.against().map(build).transpose()?;
-        for round in 0..options.rounds(41, 201) {
+        for round in 0..options.rounds(41, 101) {
             // Every other round the other way round.
             let mut order: Vec<_> = points.iter_mut().collect();
             if round % 2 == 1 {

@@ -20,7 +20,8 @@ pub fn name(role: &str) -> String {
     format!("{PREFIX}-{}-{role}", std::process::id())
 }
 
-/// A namespace with one device, `in0`, and a folder; both go when this is dropped.
+/// A namespace with a device `in0`, another, `idle0`, that is down, and a folder. All go when this is
+/// dropped.
 #[derive(Debug)]
 pub struct Temporary {
     /// The namespace.
@@ -41,7 +42,8 @@ impl Temporary {
             directory,
         };
         let batch = format!(
-            "netns add {name}\nlink add in0 netns {name} type veth peer name in1 netns {name}\n"
+            "netns add {name}\nlink add in0 netns {name} type veth peer name in1 netns {name}\n\
+             link add idle0 netns {name} type veth peer name idle1 netns {name}\n"
         );
         feed(Command::new("ip").args(["-batch", "-"]), batch.as_bytes())?;
         let batch =

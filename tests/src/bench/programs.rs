@@ -175,18 +175,16 @@ impl Programs {
         Ok(())
     }
 
-    /// Attaches the XDP wrapper to a device that is down, so that nothing comes in at it. The kernel then knows the
+    /// Attaches an XDP program to a device that is down, so that nothing comes in at it. The kernel then knows the
     /// program by heart: otherwise each run enters it into the XDP dispatcher and takes it out
     /// again, and waits for all CPUs both times (`bpf_dispatcher_change_prog`).
-    pub fn settle(&mut self, device: &str) -> Result<()> {
-        let program = self
-            .object
-            .program_mut("restore_xdp")
-            .context("no program restore_xdp")?;
+    pub fn settle(&mut self, name: &str, device: &str) -> Result<()> {
+        let program = self.object.program_mut(name);
+        let program = program.with_context(|| format!("no program {name}"))?;
         let program: &mut Xdp = program.try_into()?;
         program
             .attach(device, XdpMode::Driver)
-            .context("attaching the wrapper")?;
+            .with_context(|| format!("attaching {name} to {device}"))?;
         Ok(())
     }
 

@@ -27,7 +27,7 @@ use super::{
     feed::{FIRST_PORT, SCATTERED},
     frame::{Segment, Template},
     measure::{pin, thread_time},
-    namespace::feed,
+    namespace::{Temporary, feed},
     programs::{BATCH, Programs},
     report::{Check, Row, Topic},
 };
@@ -36,8 +36,8 @@ use super::{
 const FLOWS: u32 = 1_000;
 
 /// Packets that are measured at a time, and those before that warm caches up.
-const PACKETS: u32 = 1_000 * BATCH;
-const WARM_UP: u32 = 100 * BATCH;
+const PACKETS: u32 = 250 * BATCH;
+const WARM_UP: u32 = 50 * BATCH;
 
 /// Share of the packets that must arrive for a packet's cost to mean anything.
 const DELIVERED: f64 = 0.99;
@@ -172,9 +172,9 @@ impl Entrant {
 
     fn measure(&self, case: Case, programs: &mut Programs, cpu: usize) -> Result<f64> {
         match case {
-            Case::RoundTrip => self.client(cpu).round_trip(2_000).map(|time| time / 1e3),
-            Case::Connection => self.client(cpu).connections(500).map(|time| time / 1e3),
-            Case::Stream => self.client(cpu).stream(128),
+            Case::RoundTrip => self.client(cpu).round_trip(500).map(|time| time / 1e3),
+            Case::Connection => self.client(cpu).connections(125).map(|time| time / 1e3),
+            Case::Stream => self.client(cpu).stream(32),
             Case::Packet => self.packet(programs, cpu),
         }
     }
@@ -272,6 +272,9 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
         }
     }
     let mut programs = Programs::load()?;
+    let idle = Temporary::new("idle")?;
+    idle.namespace
+        .enter(|| programs.settle("generate", "idle0"))??;
     let mut all = Vec::new();
     for case in Case::ALL {
         if case == Case::Packet {
@@ -300,7 +303,7 @@ fn rounds(
         .find(|entrant| (entrant.way, entrant.services) == TWIN);
     let runners: Vec<&Entrant> = entrants.iter().chain(twin).collect();
     let mut costs = vec![Vec::new(); runners.len()];
-    for round in 0..options.rounds(5, 15) {
+    for round in 0..options.rounds(15, 45) {
         let mut order: Vec<_> = runners.iter().zip(&mut costs).collect();
         // Nobody always follows the same neighbour.
         let start = (round as usize * 5) % order.len();
