@@ -21,4 +21,4 @@ pub use load::{Globals, Programs};
 pub use maps::{MapSizes, Maps};
 pub use pins::PinFolder;
 pub use probe::{Features, Ticks, jiffies_per_second};
-pub use syscall::{MapFd, MapInfo};
+pub use syscall::{MapFd, MapInfo, TestRun};

@@ -115,6 +115,27 @@ impl Program {
         let id = syscall::object_info::<syscall::ProgramInfo>(fd.as_fd())?.id;
         Ok(Self { name, id, fd })
     }
+
+    /// Runs the program once on a frame (`BPF_PROG_TEST_RUN`), in the calling thread's network
+    /// namespace. What becomes of the frame is written to `out`, which must be large enough.
+    ///
+    /// `context`: the beginning of `struct xdp_md` or `struct __sk_buff`; an empty slice is none.
+    pub fn test_run(
+        &self,
+        frame: &[u8],
+        context: &[u32],
+        out: &mut [u8],
+    ) -> io::Result<syscall::TestRun> {
+        syscall::test_run_in(self.fd.as_fd(), frame, context, out)
+    }
+
+    /// Attaches an XDP program to a device, natively, until the descriptor is dropped: a device's
+    /// queues are only known to test runs while a program is there (`xdp_rxq_info_is_reg`).
+    pub fn hold_native(&self, ifindex: u32) -> io::Result<OwnedFd> {
+        const BPF_XDP: u32 = 37;
+        const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+        syscall::link_create(self.fd.as_fd(), ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
+    }
 }
 
 /// All programs, loaded and attached nowhere.

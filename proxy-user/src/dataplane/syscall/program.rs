@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::{Command, address_of, call, call_fd, raw};
+use super::{Command, address_of, address_of_mut, call, call_fd, raw};
 
 /// Attaches a program to a device. `attach_type`: `enum bpf_attach_type`.
 pub(in crate::dataplane) fn link_create(
@@ -118,6 +118,28 @@ pub(in crate::dataplane) fn program_load(kind: u32, instructions: &[u64]) -> io:
 
 /// Runs a program once on a frame and says what it returned; the frame stays as it is.
 pub(in crate::dataplane) fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> io::Result<u32> {
+    Ok(test_run_in(program, frame, &[], &mut [])?.returned)
+}
+
+/// What a program made of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TestRun {
+    /// What it returned.
+    pub returned: u32,
+    /// Length of the frame afterwards, bytes.
+    pub length: usize,
+}
+
+/// Runs a program once on a frame, with a context, and writes what becomes of the frame to `out`;
+/// not if that is empty.
+///
+/// `context`: the beginning of `struct xdp_md` or `struct __sk_buff`; an empty slice is none.
+pub(in crate::dataplane) fn test_run_in(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    context: &[u32],
+    out: &mut [u8],
+) -> io::Result<TestRun> {
     #[repr(C)]
     struct Record {
         program_fd: u32,
@@ -128,18 +150,31 @@ pub(in crate::dataplane) fn test_run(program: BorrowedFd<'_>, frame: &[u8]) -> i
         frame_out: u64,
         repeat: u32,
         duration: u32,
+        context_bytes: u32,
+        context_out_bytes: u32,
+        context: u64,
+        context_out: u64,
     }
+    let size = |bytes: usize| u32::try_from(bytes).map_err(io::Error::other);
     let mut record = Record {
         program_fd: raw(program),
         returned: 0,
-        frame_bytes: u32::try_from(frame.len()).map_err(io::Error::other)?,
-        frame_out_bytes: 0,
+        frame_bytes: size(frame.len())?,
+        frame_out_bytes: size(out.len())?,
         frame: address_of(frame),
-        frame_out: 0,
+        frame_out: address_of_mut(out),
         repeat: 1,
         duration: 0,
+        context_bytes: size(size_of_val(context))?,
+        context_out_bytes: 0,
+        context: address_of(context),
+        context_out: 0,
     };
-    // SAFETY: the kernel reads `frame_bytes` bytes of `frame` and writes nothing but the record.
+    // SAFETY: the kernel reads `frame_bytes` of `frame` and `context_bytes` of `context`, and writes
+    // at most `frame_out_bytes` to `out` (`bpf_test_finish`); all three are borrowed here.
     unsafe { call(Command::TestRun, &mut record) }?;
-    Ok(record.returned)
+    Ok(TestRun {
+        returned: record.returned,
+        length: usize::try_from(record.frame_out_bytes).map_err(io::Error::other)?,
+    })
 }
