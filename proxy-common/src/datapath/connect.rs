@@ -247,7 +247,9 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     }
     let leaves =
         client == Client::Outside && draft.hop.role != DeviceRole::Pod && step != FlowStep::Local;
-    draft.translated = leaves || draft.destination == draft.key.source;
+    // This node's own processes may talk to themselves: their source is this node's already.
+    let hairpin = client == Client::Pod && draft.destination == draft.key.source;
+    draft.translated = leaves || hairpin;
     draft.source = draft.key.source;
     if draft.translated {
         draft.source = egress_address::<F, T>(tables, &draft.hop, draft.layout.vlan);
