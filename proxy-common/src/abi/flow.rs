@@ -68,7 +68,8 @@ pub enum FlowStep {
     Local = 3,
     /// The route is known but the neighbour's link-layer address is not: the kernel finds it.
     Neighbour = 4,
-    /// As [`FlowStep::Transmit`], but XDP cannot send to that device: TC does.
+    /// As [`FlowStep::Transmit`], but XDP can send to that device only what came in by it: TC does
+    /// the rest.
     Enqueue = 5,
 }
 

@@ -239,7 +239,10 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     };
     forward::next_hop::<F, T>(tables, &query, draft.layout.vlan, &mut draft.hop);
     let step = draft.hop.step;
-    if (H::XDP || draft.layout.vlan != 0) && step != FlowStep::Transmit {
+    if draft.layout.vlan != 0 && !forward::keeps_tags(step) {
+        return Admission::verdict(Verdict::PASS);
+    }
+    if H::XDP && !forward::xdp_sends(step, draft.hop.ifindex, draft.ifindex) {
         return Admission::verdict(Verdict::PASS);
     }
     if step == FlowStep::Resolve {

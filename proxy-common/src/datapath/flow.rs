@@ -98,10 +98,10 @@ pub(super) fn carry<H: Hook, F: Family, T: FamilyTables<F>>(
         forward::refresh::<F, T>(tables, flow, protocol, arrival.ifindex, vlan);
     }
     let step = FlowStep::from_raw(flow.step);
-    if vlan != flow.vlan || (vlan != 0 && step != FlowStep::Transmit) {
+    if vlan != flow.vlan || (vlan != 0 && !forward::keeps_tags(step)) {
         return Some(Carried::untouched(Verdict::PASS));
     }
-    if H::XDP && step != FlowStep::Transmit {
+    if H::XDP && !forward::xdp_sends(step, flow.ifindex, ifindex) {
         return Some(Carried::untouched(Verdict::PASS));
     }
     let verdict = match step {

@@ -39,6 +39,9 @@ pub struct Hop {
 /// A tagged frame belongs to the VLAN device above the hook's device. It can be sent on from here
 /// only through the same VLAN, where its tags stay right; otherwise the hook of the VLAN device, which
 /// sees it without tags, has to do it, and the step is [`FlowStep::Resolve`].
+///
+/// The answer is kept for all packets of a flow, and these may come in by different devices: whether a
+/// packet goes back where it came from is asked of each packet ([`xdp_sends`]), not here.
 #[inline(always)]
 pub(super) fn next_hop<F: Family, T: FamilyTables<F>>(
     tables: &T,
@@ -66,17 +69,25 @@ pub(super) fn next_hop<F: Family, T: FamilyTables<F>>(
         let stays = hop.ifindex == device.ifindex
             && matches!(hop.step, FlowStep::Transmit | FlowStep::Enqueue);
         hop.step = if stays {
-            FlowStep::Transmit
+            FlowStep::Enqueue
         } else {
             FlowStep::Resolve
         };
         hop.ifindex = query.ifindex;
-        return;
     }
-    if hop.step == FlowStep::Enqueue && hop.ifindex == query.ifindex {
-        // Back out of the device it came in on: XDP can do that on any device.
-        hop.step = FlowStep::Transmit;
-    }
+}
+
+/// Whether XDP can send a packet on that came in by `ifindex`: out of a device made for it, or back
+/// out of the same device, which any can do.
+#[inline(always)]
+pub(super) fn xdp_sends(step: FlowStep, to: u32, ifindex: u32) -> bool {
+    step == FlowStep::Transmit || (step == FlowStep::Enqueue && to == ifindex)
+}
+
+/// Whether a packet with tags can be sent on with them.
+#[inline(always)]
+pub(super) fn keeps_tags(step: FlowStep) -> bool {
+    matches!(step, FlowStep::Transmit | FlowStep::Enqueue)
 }
 
 /// Asks for the next hop of a flow anew and stores the answer in it.
