@@ -1,4 +1,10 @@
-//! The project's test worlds, the traffic in them, and benchmarks.
+//! The project's tests: frames and cases of the datapath with their executors, worlds of
+//! namespaces with real traffic in them, and benchmarks.
 
 pub mod bench;
+pub mod case;
+pub mod cases;
+pub mod differential;
+pub mod exec;
 pub mod lab;
+pub mod packet;

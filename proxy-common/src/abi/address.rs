@@ -223,3 +223,6 @@ pub fn filter_position<A: Address>(kind: FilterKind, address: &A) -> (u32, u64) 
     let position = hash >> (64 - super::registry::FILTER_BITS_LOG2);
     ((position >> 6) as u32, 1 << (position & 63))
 }
+
+#[cfg(test)]
+mod tests;

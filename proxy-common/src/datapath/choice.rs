@@ -44,3 +44,6 @@ const fn mix(mut x: u64) -> u64 {
     x = x.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
     x ^ x >> 33
 }
+
+#[cfg(test)]
+mod tests;

@@ -118,3 +118,6 @@ impl Delta {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

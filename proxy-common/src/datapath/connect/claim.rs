@@ -139,3 +139,6 @@ fn port_delta<F: Family>(key: &FlowKey<F>, flow: &Flow<F>) -> u16 {
     )
     .raw()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,202 @@
+//! All cases of the datapath, by theme.
+
+mod choice;
+mod claim;
+mod flow;
+mod gate;
+mod header;
+mod refusal;
+mod service;
+
+use std::net::{IpAddr, SocketAddr};
+
+use proxy_user::simulation::Tuple;
+
+use crate::case::place::{Host, Next, Version};
+use crate::case::world::Reach;
+use crate::case::{Case, Connection, World};
+use crate::packet::{Packet, Transport, flag, number};
+
+/// A case that can be played in one family or in both.
+struct Entry {
+    name: &'static str,
+    versions: &'static [Version],
+    build: fn(Net) -> Case,
+}
+
+const fn both(name: &'static str, build: fn(Net) -> Case) -> Entry {
+    Entry {
+        name,
+        versions: &[Version::V4, Version::V6],
+        build,
+    }
+}
+
+const fn only(version: Version, name: &'static str, build: fn(Net) -> Case) -> Entry {
+    let versions: &[Version] = match version {
+        Version::V4 => &[Version::V4],
+        Version::V6 => &[Version::V6],
+    };
+    Entry {
+        name,
+        versions,
+        build,
+    }
+}
+
+const THEMES: &[(&str, &[Entry])] = &[
+    ("service", service::CASES),
+    ("refusal", refusal::CASES),
+    ("header", header::CASES),
+    ("flow", flow::CASES),
+    ("claim", claim::CASES),
+    ("choice", choice::CASES),
+    ("gate", gate::CASES),
+];
+
+/// All cases, named `theme::case::family`.
+#[must_use]
+pub fn all() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (theme, entries) in THEMES {
+        for entry in *entries {
+            for version in entry.versions {
+                let mut case = (entry.build)(Net(*version));
+                let family = if *version == Version::V4 { "v4" } else { "v6" };
+                case.name = format!("{theme}::{}::{family}", entry.name);
+                cases.push(case);
+            }
+        }
+    }
+    cases
+}
+
+/// The places of one family, and packets between them.
+#[derive(Clone, Copy)]
+struct Net(Version);
+
+impl Net {
+    fn at(self, host: Host, port: u16) -> SocketAddr {
+        host.port(self.0, port)
+    }
+
+    fn ip(self, host: Host) -> IpAddr {
+        host.ip(self.0)
+    }
+
+    /// A world with one TCP service.
+    fn serving(self, at: (Host, u16), reach: Reach, backends: &[(Host, u16)]) -> World {
+        self.offering(number::TCP, at, reach, backends)
+    }
+
+    /// A world with one service.
+    fn offering(
+        self,
+        protocol: u8,
+        (host, port): (Host, u16),
+        reach: Reach,
+        backends: &[(Host, u16)],
+    ) -> World {
+        let mut world = World::default();
+        let backends: Vec<SocketAddr> = backends.iter().map(|(h, p)| self.at(*h, *p)).collect();
+        world.serve(protocol, self.at(host, port), reach, &backends);
+        world
+    }
+}
+
+const fn tuple(protocol: u8, source: SocketAddr, destination: SocketAddr) -> Tuple {
+    Tuple {
+        protocol,
+        source,
+        destination,
+    }
+}
+
+/// A TCP connection to backend 1, by its four ends: as the client sends, as the backend sees it.
+fn tcp_connection(
+    world: &World,
+    sent: (SocketAddr, SocketAddr),
+    seen: (SocketAddr, SocketAddr),
+    next: Next,
+) -> Connection {
+    connection(world, number::TCP, sent, seen, next)
+}
+
+fn connection(
+    world: &World,
+    protocol: u8,
+    sent: (SocketAddr, SocketAddr),
+    seen: (SocketAddr, SocketAddr),
+    next: Next,
+) -> Connection {
+    let sent = tuple(protocol, sent.0, sent.1);
+    let seen = tuple(protocol, seen.0, seen.1);
+    Connection::new(world, sent, seen, 1, next)
+}
+
+/// The answer to a refused segment (RFC 9293 section 3.10.7.1): frame ends swapped, no options.
+fn reset_for(packet: &Packet) -> Packet {
+    let (source, destination) = packet.ends();
+    let mut reset = Packet::tcp(destination, source).payload(b"");
+    reset.link = (packet.link.1, packet.link.0);
+    reset.tags.clone_from(&packet.tags);
+    reset.identification = 0;
+    reset.label = 0;
+    let Transport::Tcp {
+        sequence: theirs,
+        acknowledgement: acknowledged,
+        flags: asked,
+        ..
+    } = packet.transport
+    else {
+        return reset;
+    };
+    let consumed = u32::try_from(packet.payload.len()).unwrap_or_default()
+        + u32::from(asked & flag::SYN != 0)
+        + u32::from(asked & flag::FIN != 0);
+    if let Transport::Tcp {
+        sequence,
+        acknowledgement,
+        flags,
+        window,
+        ..
+    } = &mut reset.transport
+    {
+        *window = 0;
+        if asked & flag::ACK != 0 {
+            (*sequence, *acknowledgement, *flags) = (acknowledged, 0, flag::RST);
+        } else {
+            *sequence = 0;
+            *acknowledgement = theirs.wrapping_add(consumed);
+            *flags = flag::RST | flag::ACK;
+        }
+    }
+    reset
+}
+
+/// The ICMP port unreachable for a packet without options: it quotes the IP header and 8 bytes.
+fn unreachable_for(packet: &Packet) -> Packet {
+    let whole = packet.bytes();
+    let header = if packet.source.is_ipv4() { 20 } else { 40 };
+    let start = packet.link_length();
+    let quoted = whole.get(start..start + header + 8).unwrap_or_default();
+    let mut error = Packet::echo(packet.destination, packet.source).payload(quoted);
+    error.link = (packet.link.1, packet.link.0);
+    error.tags.clone_from(&packet.tags);
+    error.identification = 0;
+    error.label = 0;
+    error.transport = if packet.source.is_ipv4() {
+        Transport::Icmp {
+            kind: 3,
+            code: 3,
+            rest: [0; 4],
+        }
+    } else {
+        Transport::Icmp {
+            kind: 1,
+            code: 4,
+            rest: [0; 4],
+        }
+    };
+    error
+}

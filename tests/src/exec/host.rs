@@ -1,0 +1,184 @@
+//! Plays cases in the functions themselves.
+
+use proxy_common::abi::{
+    Address, AddressFlags, Backend, Device, DeviceKey, Family, Flow, FlowKey, Service, ServiceKey,
+    Settings, V4, V6,
+};
+use proxy_common::datapath::{RouteQuery, TcEgress, TcIngress, XdpUplink, run};
+use proxy_user::simulation::{
+    Changes, Fib, FlowRecord, Frame, Layer, Lookup, Records, SharedRecords, Simulation, Tuple,
+};
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+
+use super::{Executor, Outcome, Seen};
+use crate::case::place::{self, MTU, RouteKind};
+use crate::case::world::size;
+use crate::case::{Hook, World};
+
+/// The host executor.
+#[derive(Default)]
+pub struct Host {
+    world: World,
+}
+
+/// A world as records, for one frame.
+struct Sources<'w> {
+    world: &'w World,
+    hook: Hook,
+    bytes: usize,
+}
+
+impl SharedRecords for Sources<'_> {
+    fn tick(&self) -> u32 {
+        self.world.tick
+    }
+
+    fn settings(&self) -> Option<Settings> {
+        Some(self.world.settings)
+    }
+
+    fn device(&self, key: &DeviceKey) -> Option<Device> {
+        self.world.devices.get(key).copied()
+    }
+
+    fn slot(&self, index: u32) -> Option<u32> {
+        let slot = self.world.slots.get(&index).copied();
+        (index < size::SLOTS).then(|| slot.unwrap_or_default())
+    }
+
+    fn backend(&self, index: u32) -> Option<Backend> {
+        let backend = self.world.backends.get(&index).copied();
+        (index < size::BACKENDS).then(|| backend.unwrap_or_default())
+    }
+
+    fn filter_word(&self, index: u32) -> u64 {
+        self.world.filter.get(&index).copied().unwrap_or_default()
+    }
+}
+
+impl<F: Family> Records<F> for Sources<'_> {
+    fn flow(&self, key: &FlowKey<F>) -> Option<Flow<F>> {
+        let flow = self.world.flows.get(&Tuple::from(key))?;
+        Some(flow.flow())
+    }
+
+    fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
+        let at = SocketAddr::new(key.address.to_ip(), key.port.get());
+        self.world.services.get(&(at, key.protocol)).copied()
+    }
+
+    fn address(&self, address: &F::Addr) -> Option<AddressFlags> {
+        let flags = self.world.addresses.get(&address.to_ip())?;
+        Some(AddressFlags(*flags))
+    }
+
+    fn route(&self, query: &RouteQuery<'_, F>) -> Fib {
+        self.resolve(query.destination.to_ip())
+    }
+
+    fn free_flows(&self) -> usize {
+        let family = |tuple: &&Tuple| tuple.source.is_ipv6() == F::IS_V6;
+        let used = self.world.flows.keys().filter(family).count();
+        (size::FLOWS as usize).saturating_sub(used)
+    }
+}
+
+impl Sources<'_> {
+    /// What `bpf_fib_lookup` says: longest prefix, then the neighbour, then (TC) the MTU.
+    fn resolve(&self, to: IpAddr) -> Fib {
+        if place::own_addresses().iter().any(|(own, _)| *own == to) {
+            return Fib::Stack;
+        }
+        let table = self.world.routes.iter();
+        let matching = table.filter(|(net, _)| net.contains(&to));
+        let Some((_, kind)) = matching.max_by_key(|(net, _)| net.prefix_len()) else {
+            return Fib::Stack;
+        };
+        let (next, ifindex) = match *kind {
+            RouteKind::Refused => return Fib::Refused,
+            RouteKind::Via(router, ifindex) => (router, ifindex),
+            RouteKind::Direct(ifindex) => (to, ifindex),
+        };
+        let Some(destination) = self.world.neighbours.get(&(ifindex, next)) else {
+            return Fib::NoNeighbour { ifindex };
+        };
+        // is_skb_forwardable(): MTU, Ethernet header and one tag.
+        if self.hook != Hook::Xdp && self.bytes > MTU + 14 + 4 {
+            return Fib::Stack;
+        }
+        Fib::Forward {
+            ifindex,
+            destination: *destination,
+            source: place::mac(ifindex),
+        }
+    }
+}
+
+impl Host {
+    /// The flow tables as they are now.
+    #[must_use]
+    pub const fn flows(&self) -> &BTreeMap<Tuple, FlowRecord> {
+        &self.world.flows
+    }
+}
+
+impl Executor for Host {
+    fn load(&mut self, world: &World) -> Result<()> {
+        self.world = world.clone();
+        Ok(())
+    }
+
+    fn run(&mut self, hook: Hook, ifindex: u32, bytes: &[u8]) -> Result<Outcome> {
+        let sources = Sources {
+            world: &self.world,
+            hook,
+            bytes: bytes.len(),
+        };
+        let simulation = Simulation::new(&sources, |_: Lookup| {});
+        let layer = if hook == Hook::Xdp {
+            Layer::Driver
+        } else {
+            Layer::SocketBuffer
+        };
+        let mut frame = Frame::new(bytes, layer);
+        let verdict = match hook {
+            Hook::Xdp => run::<XdpUplink, _, _>(&mut frame, &simulation, ifindex),
+            Hook::Ingress => run::<TcIngress, _, _>(&mut frame, &simulation, ifindex),
+            Hook::Egress => run::<TcEgress, _, _>(&mut frame, &simulation, ifindex),
+        };
+        let Changes {
+            flows_v4,
+            flows_v6,
+            counters,
+        } = simulation.into_changes();
+        merge::<V4>(&mut self.world.flows, flows_v4);
+        merge::<V6>(&mut self.world.flows, flows_v6);
+        Ok(Outcome {
+            verdict: Seen::Action(verdict.action()),
+            frame: frame.bytes(),
+            flows: self.world.flows.clone(),
+            counters,
+        })
+    }
+
+    /// The datapath cannot write to what it is given as `&World`.
+    fn verify(&mut self) -> Result<()> {
+        Ok(())
+    }
+}
+
+fn merge<F: Family>(
+    flows: &mut BTreeMap<Tuple, FlowRecord>,
+    changes: BTreeMap<FlowKey<F>, Option<Flow<F>>>,
+) {
+    for (key, change) in changes {
+        match change {
+            Some(flow) => flows.insert(Tuple::from(&key), FlowRecord::from(&flow)),
+            None => flows.remove(&Tuple::from(&key)),
+        };
+    }
+}

@@ -1,0 +1,437 @@
+//! Plays cases in the kernel, by `BPF_PROG_TEST_RUN` of the embedded object's programs.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::process;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use proxy_common::abi::{
+    Address, AddressFlags, Counter, Family, Flow, FlowKey, Service, ServiceKey, V4, V6,
+};
+use proxy_common::wire::{Be16, Plain};
+use proxy_user::dataplane::load::embedded_object;
+use proxy_user::dataplane::maps::MapSizes;
+use proxy_user::dataplane::table::Table;
+use proxy_user::dataplane::{Globals, Maps, PinFolder, Programs};
+use proxy_user::simulation::{FlowRecord, Tuple, narrow};
+
+use super::namespace::Namespace;
+use super::{Executor, Outcome, Seen, XDP_REDIRECT, XDP_TX, compare_maps};
+use crate::case::place::device;
+use crate::case::world::{TICK, size};
+use crate::case::{Hook, World};
+
+/// Counters of `COUNTERS` that have a meaning: `Reason` from 0, `Event` from 32.
+const COUNTERS: u32 = 64;
+
+/// Most bytes of a frame after a run.
+const ROOM: usize = 4_096;
+
+/// The kernel executor: one per thread, which it moves into a namespace of its own.
+pub struct Kernel {
+    namespace: Namespace,
+    folder: PinFolder,
+    maps: Maps,
+    /// Loaded for one time each: the clock of programs cannot be changed once they are loaded.
+    programs: BTreeMap<u32, Programs>,
+    /// What the maps hold, as far as this executor and the programs' visible results say.
+    world: World,
+    counters: BTreeMap<u32, Counter>,
+    held: Vec<OwnedFd>,
+    /// Whether a test run can be given the device that an XDP frame came in by (Linux 5.14, commit
+    /// `ec94670fcb3b`). Before, it comes in by the loopback device.
+    device_at_xdp: bool,
+}
+
+impl Kernel {
+    /// Moves the calling thread into a new namespace, loads programs and makes empty maps.
+    pub fn start() -> Result<Self> {
+        let folder = PinFolder::new(&format!("cases-{}", process::id()));
+        let namespace = Namespace::enter()?;
+        let sizes: MapSizes = [
+            ("BACKENDS", size::BACKENDS),
+            ("SLOTS", size::SLOTS),
+            ("FLOWS_V4", size::FLOWS),
+            ("FLOWS_V6", size::FLOWS),
+        ]
+        .into_iter()
+        .map(|(name, entries)| (name.to_owned(), entries))
+        .collect();
+        let maps = Maps::open_or_create(&folder, &sizes)?;
+        let mut kernel = Self {
+            namespace,
+            folder,
+            maps,
+            programs: BTreeMap::new(),
+            world: World {
+                services: BTreeMap::new(),
+                addresses: BTreeMap::new(),
+                backends: BTreeMap::new(),
+                slots: BTreeMap::new(),
+                filter: BTreeMap::new(),
+                devices: BTreeMap::new(),
+                flows: BTreeMap::new(),
+                settings: proxy_common::abi::Settings::default(),
+                ..World::default()
+            },
+            counters: BTreeMap::new(),
+            held: Vec::new(),
+            device_at_xdp: true,
+        };
+        kernel.hold_devices()?;
+        Ok(kernel)
+    }
+
+    fn hold_devices(&mut self) -> Result<()> {
+        let programs = self.programs(TICK)?;
+        let held: io::Result<Vec<OwnedFd>> = [device::UP0, device::UP1]
+            .into_iter()
+            .map(|ifindex| programs.xdp_uplink.hold_native(ifindex))
+            .collect();
+        let probe = [0; 64];
+        let context = xdp_context(device::UP0, probe.len())?;
+        let told = programs.xdp_uplink.test_run(&probe, &context, &mut []);
+        let told = !matches!(&told, Err(error) if error.raw_os_error() == Some(libc::EINVAL));
+        self.held = held.context("attaching xdp_uplink to a veth device")?;
+        self.device_at_xdp = told;
+        Ok(())
+    }
+
+    fn programs(&mut self, tick: u32) -> Result<&Programs> {
+        if !self.programs.contains_key(&tick) {
+            let object = embedded_object().context(
+                "this build has no kernel object: `cargo xtask setup` installs what it needs",
+            )?;
+            let globals = Globals {
+                fixed_tick: tick,
+                ..Globals::default()
+            };
+            let programs = Programs::load(object, &self.folder, globals)?;
+            self.programs.insert(tick, programs);
+        }
+        self.programs.get(&tick).context("just loaded")
+    }
+
+    fn flows(&self) -> Result<BTreeMap<Tuple, FlowRecord>> {
+        let mut flows = BTreeMap::new();
+        read_flows(&self.maps.flows_v4, &mut flows)?;
+        read_flows(&self.maps.flows_v6, &mut flows)?;
+        Ok(flows)
+    }
+
+    /// By how much counters were raised since the last call.
+    fn counted(&mut self) -> Result<BTreeMap<u32, Counter>> {
+        let mut raised = BTreeMap::new();
+        for index in 0..COUNTERS {
+            let mut now = Counter::default();
+            for cpu in self.maps.counters.get(index)? {
+                now.packets += cpu.packets;
+                now.bytes += cpu.bytes;
+            }
+            let before = self.counters.insert(index, now).unwrap_or_default();
+            if now != before {
+                let counter = Counter {
+                    packets: now.packets - before.packets,
+                    bytes: now.bytes - before.bytes,
+                };
+                raised.insert(index, counter);
+            }
+        }
+        Ok(raised)
+    }
+
+    /// Runs one frame and says the return code and the frame, without looking at the maps.
+    pub fn run_only(&mut self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let at_xdp = self.device_at_xdp;
+        let programs = self.programs(self.world.tick)?;
+        let mut out = vec![0; ROOM];
+        // struct __sk_buff up to ifindex. ingress_ifindex is 0: made on this node.
+        let mut skb = [0; 11];
+        skb[10] = ifindex;
+        let run = match hook {
+            Hook::Xdp if at_xdp => {
+                let context = xdp_context(ifindex, frame.len())?;
+                programs.xdp_uplink.test_run(frame, &context, &mut out)
+            }
+            Hook::Xdp => programs.xdp_uplink.test_run(frame, &[], &mut out),
+            Hook::Ingress => programs.tc_ingress.test_run(frame, &skb, &mut out),
+            Hook::Egress => programs.tc_egress.test_run(frame, &skb, &mut out),
+        }
+        .with_context(|| format!("a test run of {} bytes at {hook:?}", frame.len()))?;
+        out.truncate(run.length);
+        // Where frames come in by the loopback device, back out of UP0 is a redirect.
+        let returned = match (hook, run.returned) {
+            (Hook::Xdp, XDP_REDIRECT) if !at_xdp => XDP_TX,
+            (_, returned) => returned,
+        };
+        Ok((returned, out))
+    }
+
+    /// The flow tables and what was counted since this was last asked.
+    pub fn results(&mut self) -> Result<(BTreeMap<Tuple, FlowRecord>, BTreeMap<u32, Counter>)> {
+        let flows = self.flows()?;
+        self.world.flows.clone_from(&flows);
+        Ok((flows, self.counted()?))
+    }
+}
+
+/// `struct xdp_md` up to `rx_queue_index`: data, `data_end`, `data_meta`, ingress device, queue.
+fn xdp_context(ifindex: u32, length: usize) -> Result<[u32; 5]> {
+    Ok([0, u32::try_from(length)?, 0, ifindex, 0])
+}
+
+fn read_flows<F: Family>(
+    table: &Table<FlowKey<F>, Flow<F>>,
+    flows: &mut BTreeMap<Tuple, FlowRecord>,
+) -> Result<()>
+where
+    FlowKey<F>: Plain,
+    Flow<F>: Plain,
+{
+    for (key, flow) in table.entries()? {
+        ensure!(
+            key.pad == [0; 3] && flow.pad == [0; 2],
+            "padding of {key:?} or its flow is not zero"
+        );
+        flows.insert(Tuple::from(&key), FlowRecord::from(&flow));
+    }
+    Ok(())
+}
+
+/// Writes what differs between two states of a map. `zero`: what stands for "not there" in an array.
+fn sync<K: Plain, V: Plain, A: Ord, B: PartialEq>(
+    table: &Table<K, V>,
+    old: &BTreeMap<A, B>,
+    new: &BTreeMap<A, B>,
+    record: impl Fn(&A, &B) -> (K, V),
+    zero: Option<V>,
+) -> Result<()> {
+    for (key, value) in old.iter().filter(|(key, _)| !new.contains_key(key)) {
+        let (key, _) = record(key, value);
+        match &zero {
+            Some(zero) => table.put(&key, zero)?,
+            None => {
+                table.remove(&key)?;
+            }
+        }
+    }
+    for (key, value) in new
+        .iter()
+        .filter(|(key, value)| old.get(key) != Some(value))
+    {
+        let (key, value) = record(key, value);
+        table.put(&key, &value)?;
+    }
+    Ok(())
+}
+
+/// The entries of one family.
+fn of<F: Family, K: Ord + Clone, V: Clone>(
+    map: &BTreeMap<K, V>,
+    v6: impl Fn(&K) -> bool,
+) -> BTreeMap<K, V> {
+    map.iter()
+        .filter(|(key, _)| v6(key) == F::IS_V6)
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+/// The tables of one family.
+struct FamilyMaps<'m, F: Family> {
+    services: &'m Table<ServiceKey<F>, Service>,
+    addresses: &'m Table<F::Addr, AddressFlags>,
+    flows: &'m Table<FlowKey<F>, Flow<F>>,
+}
+
+impl<F: Family> FamilyMaps<'_, F>
+where
+    ServiceKey<F>: Plain,
+    FlowKey<F>: Plain,
+    Flow<F>: Plain,
+{
+    fn load(&self, old: &World, new: &World) -> Result<()> {
+        let flow = |key: &Tuple, flow: &FlowRecord| (key.key(), flow.flow());
+        let v6 = |key: &Tuple| key.source.is_ipv6();
+        let (was, is) = (of::<F, _, _>(&old.flows, v6), of::<F, _, _>(&new.flows, v6));
+        sync(self.flows, &was, &is, flow, None)?;
+
+        let service = |(at, protocol): &(SocketAddr, u8), service: &Service| {
+            let key = ServiceKey {
+                address: narrow(at.ip()),
+                port: Be16::new(at.port()),
+                protocol: *protocol,
+                pad: 0,
+            };
+            (key, *service)
+        };
+        let v6 = |(at, _): &(SocketAddr, u8)| at.is_ipv6();
+        let was = of::<F, _, _>(&old.services, v6);
+        let is = of::<F, _, _>(&new.services, v6);
+        sync(self.services, &was, &is, service, None)?;
+
+        let v6 = std::net::IpAddr::is_ipv6;
+        let was = of::<F, _, _>(&old.addresses, v6);
+        let is = of::<F, _, _>(&new.addresses, v6);
+        let address = |ip: &_, flags: &u32| (narrow(*ip), AddressFlags(*flags));
+        sync(self.addresses, &was, &is, address, None)
+    }
+
+    /// What the maps hold beside flows.
+    fn services(&self) -> Result<BTreeMap<(SocketAddr, u8), Service>> {
+        let entries = self.services.entries()?.into_iter();
+        Ok(entries
+            .map(|(key, service)| {
+                let at = SocketAddr::new(key.address.to_ip(), key.port.get());
+                ((at, key.protocol), service)
+            })
+            .collect())
+    }
+
+    fn addresses(&self) -> Result<BTreeMap<std::net::IpAddr, u32>> {
+        let entries = self.addresses.entries()?.into_iter();
+        Ok(entries.map(|(ip, flags)| (ip.to_ip(), flags.0)).collect())
+    }
+}
+
+impl Kernel {
+    fn v4(&self) -> FamilyMaps<'_, V4> {
+        FamilyMaps {
+            services: &self.maps.services_v4,
+            addresses: &self.maps.addresses_v4,
+            flows: &self.maps.flows_v4,
+        }
+    }
+
+    fn v6(&self) -> FamilyMaps<'_, V6> {
+        FamilyMaps {
+            services: &self.maps.services_v6,
+            addresses: &self.maps.addresses_v6,
+            flows: &self.maps.flows_v6,
+        }
+    }
+
+    /// A world as this kernel must be told it: where XDP frames come in by the loopback device, that
+    /// device is what `UP0` is.
+    fn localised(&self, world: &World) -> World {
+        let mut world = world.clone();
+        if !self.device_at_xdp {
+            let at_loopback: Vec<_> = world
+                .devices
+                .iter()
+                .filter(|(key, _)| key.ifindex == device::UP0)
+                .map(|(key, device)| (proxy_common::abi::DeviceKey { ifindex: 1, ..*key }, *device))
+                .collect();
+            world.devices.extend(at_loopback);
+        }
+        world
+    }
+}
+
+impl Executor for Kernel {
+    fn load(&mut self, world: &World) -> Result<()> {
+        self.namespace.load(world)?;
+        let new = self.localised(world);
+        let old = &self.world;
+        self.v4().load(old, &new)?;
+        self.v6().load(old, &new)?;
+        let maps = &self.maps;
+        sync(
+            &maps.devices,
+            &old.devices,
+            &new.devices,
+            |k, v| (*k, *v),
+            None,
+        )?;
+        let zero = Some(proxy_common::abi::Backend::default());
+        sync(
+            &maps.backends,
+            &old.backends,
+            &new.backends,
+            |k, v| (*k, *v),
+            zero,
+        )?;
+        sync(
+            &maps.slots,
+            &old.slots,
+            &new.slots,
+            |k, v| (*k, *v),
+            Some(0),
+        )?;
+        sync(
+            &maps.filter,
+            &old.filter,
+            &new.filter,
+            |k, v| (*k, *v),
+            Some(0),
+        )?;
+        let ports = |world: &World| -> BTreeMap<u32, ()> {
+            world
+                .transmit_ports()
+                .into_iter()
+                .map(|p| (p, ()))
+                .collect()
+        };
+        let port = |ifindex: &u32, (): &()| (*ifindex, [*ifindex, 0]);
+        sync(&maps.tx_ports, &ports(old), &ports(&new), port, None)?;
+        if old.settings != new.settings {
+            maps.settings.put(&0, &new.settings)?;
+        }
+        self.world = new;
+        Ok(())
+    }
+
+    fn run(&mut self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<Outcome> {
+        self.counted()?;
+        let (code, frame) = self.run_only(hook, ifindex, frame)?;
+        let (flows, counters) = self.results()?;
+        Ok(Outcome {
+            verdict: Seen::Code(code),
+            frame,
+            flows,
+            counters,
+        })
+    }
+
+    fn verify(&mut self) -> Result<()> {
+        let (world, maps) = (&self.world, &self.maps);
+        let array = |entries: Vec<(u32, u64)>| -> BTreeMap<u32, u64> {
+            entries.into_iter().filter(|(_, word)| *word != 0).collect()
+        };
+        let mut text = compare_maps("FILTER", &world.filter, &array(maps.filter.entries()?));
+        let slots = maps
+            .slots
+            .entries()?
+            .into_iter()
+            .filter(|(_, slot)| *slot != 0);
+        text += &compare_maps("SLOTS", &world.slots, &slots.collect());
+        let unused = proxy_common::abi::Backend::default();
+        let backends = maps.backends.entries()?.into_iter();
+        let backends = backends.filter(|(_, backend)| *backend != unused);
+        text += &compare_maps("BACKENDS", &world.backends, &backends.collect());
+        let devices = maps.devices.entries()?.into_iter().collect();
+        text += &compare_maps("DEVICES", &world.devices, &devices);
+        let settings = maps.settings.entries()?.into_iter().collect();
+        text += &compare_maps("SETTINGS", &[(0, world.settings)].into(), &settings);
+        let mut services = self.v4().services()?;
+        services.extend(self.v6().services()?);
+        text += &compare_maps("SERVICES", &world.services, &services);
+        let mut addresses = self.v4().addresses()?;
+        addresses.extend(self.v6().addresses()?);
+        text += &compare_maps("ADDRESSES", &world.addresses, &addresses);
+        if !text.is_empty() {
+            bail!("maps that nothing was to write to:\n{text}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // That pins stay behind is no reason to fail a test.
+        if let Some(instance) = self.folder.path().parent() {
+            let _ = std::fs::remove_dir_all(instance);
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! The datapath's cases, each on the host and in the kernel, and random frames on both.
+//!
+//! Names say where a case is played: `host::`, `kernel::`, `differential::`. The kernel's need root.
+
+use std::env;
+use std::fs;
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, OnceLock};
+use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use libtest_mimic::{Arguments, Failed, Trial};
+use proxy_tests::{cases, differential};
+use proxy_tests::exec::host::Host;
+use proxy_tests::exec::kernel::Kernel;
+use proxy_tests::exec::play;
+
+type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
+
+/// The one thread that has a namespace, programs and maps; all kernel cases take turns there.
+fn kernel_thread() -> &'static Mutex<Result<Sender<Job>, String>> {
+    static THREAD: OnceLock<Mutex<Result<Sender<Job>, String>>> = OnceLock::new();
+    THREAD.get_or_init(|| {
+        let (ready, started) = channel();
+        let (sender, jobs) = channel::<Job>();
+        thread::spawn(move || match Kernel::start() {
+            Ok(mut kernel) => {
+                let _ = ready.send(Ok(()));
+                while let Ok(job) = jobs.recv() {
+                    job(&mut kernel);
+                }
+            }
+            Err(error) => {
+                let _ = ready.send(Err(format!("{error:#}")));
+            }
+        });
+        let outcome = started
+            .recv()
+            .unwrap_or_else(|_| Err("the kernel executor's thread has gone".to_owned()));
+        Mutex::new(outcome.map(|()| sender))
+    })
+}
+
+fn in_kernel(work: impl FnOnce(&mut Kernel) -> Result<()> + Send + 'static) -> Result<()> {
+    let (reply, answer) = channel();
+    let job: Job = Box::new(move |kernel| {
+        let _ = reply.send(work(kernel));
+    });
+    let sender = kernel_thread()
+        .lock()
+        .map_err(|_| anyhow!("another test panicked"))?
+        .clone()
+        .map_err(|error| anyhow!("the kernel executor does not start: {error}"))?;
+    sender
+        .send(job)
+        .map_err(|_| anyhow!("the kernel executor's thread has gone"))?;
+    answer
+        .recv()
+        .context("the kernel executor's thread panicked")?
+}
+
+fn outcome(result: Result<()>) -> Result<(), Failed> {
+    result.map_err(|error| Failed::from(format!("{error:#}")))
+}
+
+/// A number from the environment, or else this one.
+fn setting(name: &str, otherwise: u64) -> Result<u64> {
+    match env::var(name) {
+        Ok(text) => text
+            .parse()
+            .with_context(|| format!("{name}={text} is not a number")),
+        Err(_) => Ok(otherwise),
+    }
+}
+
+/// `CAUSEWAY_DIFFERENTIAL_FRAMES` frames (100,000) from `CAUSEWAY_DIFFERENTIAL_SEED` (the time).
+fn random_histories(kernel: &mut Kernel) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let seed = setting("CAUSEWAY_DIFFERENTIAL_SEED", now)?;
+    let frames = setting("CAUSEWAY_DIFFERENTIAL_FRAMES", 100_000)?;
+    let mut report = io::stderr();
+    writeln!(report, "differential: CAUSEWAY_DIFFERENTIAL_SEED={seed}, {frames} frames")?;
+    let tally = differential::play(kernel, seed, u32::try_from(frames)?)?;
+    writeln!(report, "differential: {tally:?}")?;
+    // Frames that nothing happens to prove nothing.
+    ensure!(tally.rewritten > tally.frames / 10, "hardly a frame was rewritten: {tally:?}");
+    ensure!(tally.connections > u64::from(tally.frames / 100), "hardly a connection: {tally:?}");
+    Ok(())
+}
+
+/// The running kernel's version: major and minor.
+fn release() -> Option<(u32, u32)> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    let mut numbers = text.split('.').map_while(|part| part.parse().ok());
+    Some((numbers.next()?, numbers.next()?))
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    let old = release().is_some_and(|release| release < (5, 14));
+    for case in cases::all() {
+        let name = format!("host::{}", case.name);
+        trials.push(Trial::test(name, move || {
+            outcome(play(&case, &mut Host::default()))
+        }));
+    }
+    for case in cases::all() {
+        let name = format!("kernel::{}", case.name);
+        // Before Linux 5.14 an XDP test run's frame always comes in by the loopback device.
+        let impossible = old && case.needs_device_at_xdp();
+        let trial = Trial::test(name, move || {
+            outcome(in_kernel(move |kernel| play(&case, kernel)))
+        });
+        trials.push(trial.with_ignored_flag(impossible));
+    }
+    trials.push(Trial::test("differential::random_histories", || {
+        outcome(in_kernel(random_histories))
+    }));
+    libtest_mimic::run(&arguments, trials).exit_code()
+}
