@@ -144,7 +144,12 @@ fn history(
             kernel.load(&world)?;
         }
         let input = frames.next(&mut random, host.flows());
-        let place = || format!("seed {seed}, history {index}, frame {step}:\n{}", skeleton(&input));
+        let place = || {
+            format!(
+                "seed {seed}, history {index}, frame {step}:\n{}",
+                skeleton(&input)
+            )
+        };
         let (code, bytes) = match kernel.run_only(input.hook, input.ifindex, &input.frame) {
             Ok(result) => result,
             Err(error) if refused(&error, &input) => {
@@ -161,10 +166,16 @@ fn history(
         let mut complaints = String::new();
         let expected = return_code(input.hook, input.ifindex, action);
         if expected != code {
-            writeln!(complaints, "  host: {action:?} ({expected}), kernel: {code}")?;
+            writeln!(
+                complaints,
+                "  host: {action:?} ({expected}), kernel: {code}"
+            )?;
         }
         if let Some(difference) = difference(&outcome.frame, &bytes) {
-            writeln!(complaints, "  frame (expected: host, found: kernel):\n{difference}")?;
+            writeln!(
+                complaints,
+                "  frame (expected: host, found: kernel):\n{difference}"
+            )?;
         }
         for (number, counter) in outcome.counters {
             let sum = counted.entry(number).or_default();

@@ -13,10 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
-use proxy_tests::{cases, differential};
 use proxy_tests::exec::host::Host;
 use proxy_tests::exec::kernel::Kernel;
 use proxy_tests::exec::play;
+use proxy_tests::{cases, differential};
 
 type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
 
@@ -82,12 +82,21 @@ fn random_histories(kernel: &mut Kernel) -> Result<()> {
     let seed = setting("CAUSEWAY_DIFFERENTIAL_SEED", now)?;
     let frames = setting("CAUSEWAY_DIFFERENTIAL_FRAMES", 100_000)?;
     let mut report = io::stderr();
-    writeln!(report, "differential: CAUSEWAY_DIFFERENTIAL_SEED={seed}, {frames} frames")?;
+    writeln!(
+        report,
+        "differential: CAUSEWAY_DIFFERENTIAL_SEED={seed}, {frames} frames"
+    )?;
     let tally = differential::play(kernel, seed, u32::try_from(frames)?)?;
     writeln!(report, "differential: {tally:?}")?;
     // Frames that nothing happens to prove nothing.
-    ensure!(tally.rewritten > tally.frames / 10, "hardly a frame was rewritten: {tally:?}");
-    ensure!(tally.connections > u64::from(tally.frames / 100), "hardly a connection: {tally:?}");
+    ensure!(
+        tally.rewritten > tally.frames / 10,
+        "hardly a frame was rewritten: {tally:?}"
+    );
+    ensure!(
+        tally.connections > u64::from(tally.frames / 100),
+        "hardly a connection: {tally:?}"
+    );
     Ok(())
 }
 

@@ -101,7 +101,7 @@ pub(super) fn carry<H: Hook, F: Family, T: FamilyTables<F>>(
     if vlan != flow.vlan || (vlan != 0 && !forward::keeps_tags(step)) {
         return Some(Carried::untouched(Verdict::PASS));
     }
-    if H::XDP && !forward::xdp_sends(step, flow.ifindex, ifindex) {
+    if H::XDP && !forward::xdp_sends(step, flow.ifindex, arrival.ifindex) {
         return Some(Carried::untouched(Verdict::PASS));
     }
     let verdict = match step {

@@ -16,8 +16,10 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-pub(super) use program::{link_create, link_detach, link_update, program_load, query, test_run, test_run_in};
 pub use program::TestRun;
+pub(super) use program::{
+    link_create, link_detach, link_update, program_load, query, test_run, test_run_in,
+};
 
 /// Command numbers (`enum bpf_cmd`, include/uapi/linux/bpf.h).
 #[derive(Clone, Copy, Debug)]

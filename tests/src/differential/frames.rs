@@ -27,11 +27,7 @@ pub(super) struct Frames {
 
 impl Frames {
     /// Makes the next frame, of what the flow tables hold or of nothing.
-    pub(super) fn next(
-        &self,
-        random: &mut Random,
-        flows: &BTreeMap<Tuple, FlowRecord>,
-    ) -> Input {
+    pub(super) fn next(&self, random: &mut Random, flows: &BTreeMap<Tuple, FlowRecord>) -> Input {
         let mut input = match random.below(10) {
             0..4 => fresh(random),
             4..8 => known(random, flows).unwrap_or_else(|| fresh(random)),
@@ -208,7 +204,11 @@ fn vary(random: &mut Random, mut packet: Packet) -> Packet {
         5 => packet = packet.fragment(3, false),
         6 | 7 if packet.source.is_ipv4() => packet = packet.options(&[1, 1, 1, 0]),
         6 => packet = packet.padding(number::HOP_BY_HOP, 1),
-        7 => packet = packet.padding(number::DESTINATION_OPTIONS, 2).padding(number::ROUTING, 1),
+        7 => {
+            packet = packet
+                .padding(number::DESTINATION_OPTIONS, 2)
+                .padding(number::ROUTING, 1)
+        }
         8 => packet = packet.without_checksum(),
         9 => packet.class = random.byte(),
         _ => {}

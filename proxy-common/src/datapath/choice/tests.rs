@@ -57,11 +57,17 @@ fn hashes_spread_evenly() {
                 };
                 met[scale(tuple_hash(&key, seed), slots) as usize] += 1;
             }
-            let chi: f64 = met.iter().map(|n| (f64::from(*n) - 1_000.0).powi(2) / 1_000.0).sum();
+            let chi: f64 = met
+                .iter()
+                .map(|n| (f64::from(*n) - 1_000.0).powi(2) / 1_000.0)
+                .sum();
             let freedom = f64::from(slots - 1);
             // Six standard deviations of the distribution above its mean.
             let limit = freedom + 6.0 * (2.0 * freedom).sqrt() + 6.0;
-            assert!(chi < limit, "{slots} slots, seed {seed}: {chi} is over {limit}");
+            assert!(
+                chi < limit,
+                "{slots} slots, seed {seed}: {chi} is over {limit}"
+            );
         }
     }
 }

@@ -9,7 +9,10 @@ use crate::abi::{Addr4, Addr6, Address};
 
 /// The checksum over big-endian words, added up in 64 bits and reduced by division.
 fn recomputed(words: &[u16]) -> u16 {
-    let sum: u64 = words.iter().map(|word| u64::from(u16::from_be(*word))).sum();
+    let sum: u64 = words
+        .iter()
+        .map(|word| u64::from(u16::from_be(*word)))
+        .sum();
     let reduced = match sum % 0xffff {
         0 if sum > 0 => 0xffff,
         rest => u16::try_from(rest).unwrap(),
