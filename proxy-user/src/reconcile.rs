@@ -29,4 +29,6 @@ pub use observed::Observed;
 pub use plan::{Plan, SlotRange};
 
 #[cfg(test)]
+mod scale;
+#[cfg(test)]
 mod tests;

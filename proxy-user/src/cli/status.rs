@@ -76,7 +76,7 @@ fn describe(status: &Status, now: SystemTime) -> String {
     line(
         "manifests",
         format!(
-            "{}: {} objects in {} files, {} errors, {} warnings",
+            "{}: objects {}, files {}, errors {}, warnings {}",
             status.manifests, counts.objects, counts.files, counts.errors, counts.warnings,
         ),
     );

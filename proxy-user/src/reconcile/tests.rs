@@ -34,7 +34,7 @@ fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options {
         node: "worker-1".to_owned(),
         nat_ports: 61_000..=65_535,
@@ -43,7 +43,7 @@ fn options() -> Options {
     }
 }
 
-fn facts() -> Facts {
+pub(super) fn facts() -> Facts {
     let uplink = DeviceFact {
         ifindex: 2,
         name: "eth0".to_owned(),
@@ -74,7 +74,7 @@ fn endpoint(address: &str, port: u16) -> Endpoint {
     }
 }
 
-fn at(address: &str, port: u16, reach: Reach) -> Frontend {
+pub(super) fn at(address: &str, port: u16, reach: Reach) -> Frontend {
     Frontend::Address {
         address: ip(address),
         port,
@@ -82,7 +82,7 @@ fn at(address: &str, port: u16, reach: Reach) -> Frontend {
     }
 }
 
-fn service(
+pub(super) fn service(
     name: &str,
     protocol: Protocol,
     frontends: Vec<Frontend>,
