@@ -7,3 +7,6 @@
 pub mod assemble;
 pub mod kubernetes;
 pub mod manifests;
+
+#[cfg(test)]
+mod tests;
