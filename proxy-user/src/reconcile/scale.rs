@@ -1,7 +1,10 @@
 //! How long compiling takes. Run on a quiet machine:
 //! `cargo test --release -p proxy-user scale -- --ignored --nocapture`.
 
-#![expect(clippy::print_stdout, reason = "the figures are what these tests are run for")]
+#![expect(
+    clippy::print_stdout,
+    reason = "the figures are what these tests are run for"
+)]
 
 use std::{
     net::{IpAddr, Ipv4Addr},

@@ -77,13 +77,26 @@ impl<F: Family> Records<F> for Sources<'_> {
     }
 
     fn route(&self, query: &RouteQuery<'_, F>) -> Fib {
-        self.resolve(query.destination.to_ip())
+        let (from, to) = (query.source.to_ip(), query.destination.to_ip());
+        if needs_strict(from) || needs_strict(to) {
+            return Fib::Stack;
+        }
+        self.resolve(to)
     }
 
     fn free_flows(&self) -> usize {
         let family = |tuple: &&Tuple| tuple.source.is_ipv6() == F::IS_V6;
         let used = self.world.flows.keys().filter(family).count();
         (size::FLOWS as usize).saturating_sub(used)
+    }
+}
+
+/// Whether IPv6 never forwards for this address (`rt6_need_strict`, asked by
+/// `bpf_ipv6_fib_lookup` of both addresses).
+fn needs_strict(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => v6.is_multicast() || v6.is_unicast_link_local() || v6.is_loopback(),
     }
 }
 
