@@ -5,6 +5,7 @@ mod claim;
 mod flow;
 mod gate;
 mod header;
+mod node_port;
 mod refusal;
 mod service;
 
@@ -46,6 +47,7 @@ const fn only(version: Version, name: &'static str, build: fn(Net) -> Case) -> E
 
 const THEMES: &[(&str, &[Entry])] = &[
     ("service", service::CASES),
+    ("node_port", node_port::CASES),
     ("refusal", refusal::CASES),
     ("header", header::CASES),
     ("flow", flow::CASES),

@@ -33,15 +33,8 @@ pub(super) const CASES: &[Entry] = &[
     both("balancer_from_outside_to_local_pod", outside_to_local),
     both("balancer_from_outside_to_this_node", outside_to_node),
     both("balancer_from_pod_to_remote_pod", pod_to_balancer),
-    both("node_port_from_outside_to_remote_pod", node_port_remote),
-    both("node_port_from_outside_to_local_pod", node_port_local),
-    both("node_port_from_pod_to_remote_pod", node_port_from_pod),
-    both("node_port_from_this_node", node_port_from_node),
-    both("host_port_from_outside", host_port),
-    both("host_port_from_its_own_pod", host_port_from_itself),
     both("udp_from_pod_and_back", udp_from_pod),
     both("udp_from_outside_and_back", udp_from_outside),
-    both("udp_host_port_from_this_node", udp_host_port_from_node),
     both("sctp_from_pod_keeps_its_checksum", sctp_from_pod),
     both("two_ways_to_one_service", two_ways),
 ];
@@ -331,120 +324,6 @@ fn pod_to_balancer(net: Net) -> Case {
     case
 }
 
-const NODE_PORT: (Host, u16) = (Host::Node, 30_080);
-
-fn node_port_remote(net: Net) -> Case {
-    let (client, service) = (net.at(Host::Client, 40_000), net.at(Host::Node, 30_080));
-    let (pod, node) = (net.at(Host::RemoteA, 80), net.at(Host::Node, CLAIMED));
-    let world = net.serving(NODE_PORT, Reach::Node, &[(Host::RemoteA, 80)]);
-    let made = tcp_connection(&world, (client, service), (node, pod), Next::peer());
-    let mut case = Case::new(world);
-    case.opens(Hook::Xdp, device::UP0, &Packet::syn(client, service), &made);
-    let answer = made.answer_by(Next::router());
-    case.carries_anew(Hook::Xdp, device::UP0, &Packet::tcp(pod, node), &answer);
-    // Other ports of the node are none of ours.
-    let ssh = Packet::syn(client, net.at(Host::Node, 22));
-    case.send(Hook::Xdp, device::UP0, &ssh);
-    case.send(Hook::Ingress, device::UP0, &ssh);
-    case
-}
-
-fn node_port_local(net: Net) -> Case {
-    let (client, service) = (net.at(Host::Client, 40_000), net.at(Host::Node, 30_080));
-    let pod = net.at(Host::PodB, 80);
-    let world = net.serving(NODE_PORT, Reach::Node, &[(Host::PodB, 80)]);
-    let made = tcp_connection(&world, (client, service), (client, pod), Next::pod_b());
-    let mut case = Case::new(world);
-    case.opens(
-        Hook::Ingress,
-        device::UP0,
-        &Packet::syn(client, service),
-        &made,
-    );
-    let answer = made.answer_by(Next::router());
-    case.carries_anew(
-        Hook::Ingress,
-        device::POD_B,
-        &Packet::tcp(pod, client),
-        &answer,
-    );
-    case
-}
-
-fn node_port_from_pod(net: Net) -> Case {
-    let (client, service) = (net.at(Host::PodA, 40_000), net.at(Host::Node, 30_080));
-    let pod = net.at(Host::RemoteA, 80);
-    let world = net.serving(NODE_PORT, Reach::Node, &[(Host::RemoteA, 80)]);
-    let made = tcp_connection(&world, (client, service), (client, pod), Next::peer());
-    let mut case = Case::new(world);
-    case.opens(
-        Hook::Ingress,
-        device::POD_A,
-        &Packet::syn(client, service),
-        &made,
-    );
-    case
-}
-
-fn node_port_from_node(net: Net) -> Case {
-    let (client, service) = (net.at(Host::Node, 40_000), net.at(Host::Node, 30_080));
-    let pod = net.at(Host::RemoteA, 80);
-    let world = net.serving(NODE_PORT, Reach::Node, &[(Host::RemoteA, 80)]);
-    let made = tcp_connection(&world, (client, service), (client, pod), Next::peer());
-    let mut case = Case::new(world);
-    case.opens(
-        Hook::Egress,
-        device::UP0,
-        &Packet::syn(client, service),
-        &made,
-    );
-    case
-}
-
-fn host_port(net: Net) -> Case {
-    let (client, service) = (net.at(Host::Client, 40_000), net.at(Host::Node, 8080));
-    let pod = net.at(Host::PodA, 80);
-    let world = net.serving((Host::Node, 8080), Reach::Node, &[(Host::PodA, 80)]);
-    let made = tcp_connection(&world, (client, service), (client, pod), Next::pod_a());
-    let mut case = Case::new(world);
-    case.opens(
-        Hook::Ingress,
-        device::UP0,
-        &Packet::syn(client, service),
-        &made,
-    );
-    let answer = made.answer_by(Next::router());
-    case.carries_anew(
-        Hook::Ingress,
-        device::POD_A,
-        &Packet::tcp(pod, client),
-        &answer,
-    );
-    case
-}
-
-fn host_port_from_itself(net: Net) -> Case {
-    let (client, service) = (net.at(Host::PodA, 40_000), net.at(Host::Node, 8080));
-    let (pod, node) = (net.at(Host::PodA, 80), net.at(Host::Node, CLAIMED));
-    let world = net.serving((Host::Node, 8080), Reach::Node, &[(Host::PodA, 80)]);
-    let made = tcp_connection(&world, (client, service), (node, pod), Next::pod_a());
-    let mut case = Case::new(world);
-    case.opens(
-        Hook::Ingress,
-        device::POD_A,
-        &Packet::syn(client, service),
-        &made,
-    );
-    let answer = made.answer_by(Next::pod_a());
-    case.carries_anew(
-        Hook::Ingress,
-        device::POD_A,
-        &Packet::tcp(pod, node),
-        &answer,
-    );
-    case
-}
-
 fn udp_from_pod(net: Net) -> Case {
     let (client, service) = (net.at(Host::PodA, 40_000), net.at(Host::Cluster, 53));
     let pod = net.at(Host::RemoteA, 5353);
@@ -508,32 +387,6 @@ fn udp_from_outside(net: Net) -> Case {
     let odd = Packet::udp(client, service).payload(b"odd");
     case.carries(Hook::Xdp, device::UP0, &odd, &made.forward);
     case.carries(Hook::Ingress, device::UP0, &odd, &made.forward);
-    case
-}
-
-fn udp_host_port_from_node(net: Net) -> Case {
-    let (client, service) = (net.at(Host::Node, 40_000), net.at(Host::Node, 5000));
-    let pod = net.at(Host::PodA, 5000);
-    let world = net.offering(
-        number::UDP,
-        (Host::Node, 5000),
-        Reach::Node,
-        &[(Host::PodA, 5000)],
-    );
-    let made = connection(
-        &world,
-        number::UDP,
-        (client, service),
-        (client, pod),
-        Next::pod_a(),
-    );
-    let mut case = Case::new(world);
-    case.opens(
-        Hook::Egress,
-        device::UP0,
-        &Packet::udp(client, service),
-        &made,
-    );
     case
 }
 
