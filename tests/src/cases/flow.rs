@@ -184,7 +184,7 @@ fn syn_ack_after_fin(net: Net) -> Case {
     case.carries(Hook::Ingress, device::POD_A, &last, &made.forward)
         .entry(made.forward.tuple, |entry| entry.state |= flow_state::FIN)
         .entry(made.answer.tuple, |entry| {
-            entry.state |= flow_state::PEER_FIN
+            entry.state |= flow_state::PEER_FIN;
         });
     let odd = data.flags(flag::SYN | flag::ACK);
     case.carries(Hook::Ingress, device::POD_A, &odd, &made.forward);

@@ -207,7 +207,7 @@ fn vary(random: &mut Random, mut packet: Packet) -> Packet {
         7 => {
             packet = packet
                 .padding(number::DESTINATION_OPTIONS, 2)
-                .padding(number::ROUTING, 1)
+                .padding(number::ROUTING, 1);
         }
         8 => packet = packet.without_checksum(),
         9 => packet.class = random.byte(),

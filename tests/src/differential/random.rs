@@ -39,6 +39,9 @@ impl Random {
     pub fn pick<T: Copy, const N: usize>(&mut self, list: [T; N]) -> T {
         const { assert!(N > 0) };
         let index = self.below(u32::try_from(N).unwrap_or(1)) as usize;
-        list[index % N]
+        let [first, ..] = list.as_slice() else {
+            unreachable!("the list is not empty")
+        };
+        *list.get(index).unwrap_or(first)
     }
 }

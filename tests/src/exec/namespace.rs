@@ -77,7 +77,7 @@ impl Namespace {
                 writeln!(batch, "route add {}", route(*net, *kind))?;
             }
         }
-        for ((ifindex, address), _) in &self.neighbours {
+        for (ifindex, address) in self.neighbours.keys() {
             if !world.neighbours.contains_key(&(*ifindex, *address)) {
                 writeln!(batch, "neigh del {address} dev c{ifindex}")?;
             }

@@ -18,13 +18,13 @@ impl<'b> Reader<'b> {
         Some(taken)
     }
 
-    fn note(&mut self, name: &str, value: impl ToString) {
+    fn note(&mut self, name: &str, value: &impl ToString) {
         self.fields.push((name.to_owned(), value.to_string()));
     }
 
     fn hex(&mut self, name: &str, count: usize) -> Option<()> {
         let bytes = self.take(count)?;
-        self.note(name, hex(bytes));
+        self.note(name, &hex(bytes));
         Some(())
     }
 
@@ -33,7 +33,7 @@ impl<'b> Reader<'b> {
             .take(count)?
             .iter()
             .fold(0, |value, byte| value << 8 | u64::from(*byte));
-        self.note(name, value);
+        self.note(name, &value);
         Some(value)
     }
 
@@ -62,7 +62,7 @@ impl<'b> Reader<'b> {
         self.hex("ip checksum", 2)?;
         for name in ["ip source", "ip destination"] {
             let octets: [u8; 4] = self.take(4)?.try_into().ok()?;
-            self.note(name, Ipv4Addr::from(octets));
+            self.note(name, &Ipv4Addr::from(octets));
         }
         let options = usize::try_from(version & 0xf).ok()?.saturating_sub(5) * 4;
         if options > 0 {
@@ -78,7 +78,7 @@ impl<'b> Reader<'b> {
         self.number("ip hop limit", 1)?;
         for name in ["ip source", "ip destination"] {
             let octets: [u8; 16] = self.take(16)?.try_into().ok()?;
-            self.note(name, Ipv6Addr::from(octets));
+            self.note(name, &Ipv6Addr::from(octets));
         }
         while matches!(
             next,
@@ -150,7 +150,7 @@ pub fn dissect(frame: &[u8]) -> Vec<(String, String)> {
     // Whatever could not be read is among the remaining bytes.
     let _ = reader.frame();
     let rest = hex(reader.rest);
-    reader.note("remaining bytes", rest);
+    reader.note("remaining bytes", &rest);
     reader.fields
 }
 

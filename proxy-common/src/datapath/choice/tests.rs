@@ -47,10 +47,11 @@ fn hashes_spread_evenly() {
             let draws = 1_000 * slots;
             let mut met = vec![0_u32; slots as usize];
             for draw in 0..draws {
+                let [_, high, low @ ..] = draw.to_be_bytes();
                 let key = FlowKey::<V4> {
-                    source: Addr4::from_bytes([10, 0, (draw >> 16) as u8, 1]),
+                    source: Addr4::from_bytes([10, 0, high, 1]),
                     destination: Addr4::from_bytes([10, 96, 0, 10]),
-                    source_port: Be16::new(draw as u16),
+                    source_port: Be16::new(u16::from_be_bytes(low)),
                     destination_port: Be16::new(80),
                     protocol: 6,
                     pad: [0; 3],

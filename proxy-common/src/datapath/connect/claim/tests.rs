@@ -11,17 +11,19 @@ use crate::wire::{Be16, Delta};
 fn draft<F: Family>(addresses: [F::Addr; 4], ports: [u16; 4]) -> Draft<F> {
     let [client, service, source, destination] = addresses;
     let [client_port, service_port, source_port, port] = ports;
-    let mut draft = Draft::<F>::default();
-    draft.key = FlowKey {
-        source: client,
-        destination: service,
-        source_port: Be16::new(client_port),
-        destination_port: Be16::new(service_port),
-        protocol: 6,
-        pad: [0; 3],
+    let mut draft = Draft::<F> {
+        key: FlowKey {
+            source: client,
+            destination: service,
+            source_port: Be16::new(client_port),
+            destination_port: Be16::new(service_port),
+            protocol: 6,
+            pad: [0; 3],
+        },
+        source,
+        destination,
+        ..Draft::default()
     };
-    draft.source = source;
-    draft.destination = destination;
     draft.backend.port = Be16::new(port);
     draft.answer = FlowKey {
         source: destination,
