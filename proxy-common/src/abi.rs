@@ -11,7 +11,7 @@ mod registry;
 mod settings;
 
 pub use address::{Addr4, Addr6, Address, Family, FilterKind, V4, V6, filter_position};
-pub use device::{Device, DeviceKey, DeviceRole, device_flag};
+pub use device::{Device, DeviceKey, DeviceRole, LOOPBACK, device_flag};
 pub use flow::{Flow, FlowKey, FlowStep, flow_state};
 pub use frontend::{
     AddressFlags, Backend, Service, ServiceKey, address_flag, backend_flag, service_flag,
@@ -20,7 +20,7 @@ pub use registry::{FILTER_BITS, FILTER_WORDS, MAPS, MapKind, MapSpec, OBJECT_NAM
 pub use settings::{Settings, setting_flag};
 
 /// Version of all records below. Pins are kept in a folder `v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Counts packets and bytes: one per reason and per CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ crate::wire::plain! {
     AddressFlags => 4, 4;
     Backend => 32, 4;
     DeviceKey => 8, 4;
-    Device => 36, 4;
+    Device => 40, 4;
     Settings => 24, 4;
     Counter => 16, 8;
 }

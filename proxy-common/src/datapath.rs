@@ -66,6 +66,9 @@ where
     P: Frame,
     T: FamilyTables<V4> + FamilyTables<V6>,
 {
+    if !H::EGRESS && !frame.is_for_this_host() {
+        return Verdict::PASS;
+    }
     let tagged = frame.offloaded_tag().is_some();
     let Some(ethernet) = frame.cursor().peek::<Ethernet>() else {
         return Verdict::PASS;
@@ -115,7 +118,7 @@ where
         }
         if let Some(key) = headers.flow_key()
             && let Some(mut flow) = tables.flow(&key)
-            && let Some(carried) = flow::carry::<H, F, T>(headers, &mut flow, tables, &arrival)
+            && let Some(carried) = flow::carry::<H, F, _, T>(headers, &mut flow, tables, &arrival)
         {
             return flow::finish::<F, P, T>(frame, tables, &carried, &arrival);
         }

@@ -12,7 +12,7 @@ mod transport;
 
 pub use checksum::{Checksum, Delta};
 pub use ethernet::{Ethernet, MacAddr, Vlan, ethertype};
-pub use frame::{Cursor, Frame, Lookahead};
+pub use frame::{Cursor, Frame, Lookahead, Metadata};
 pub use ip::{ExtensionHeader, FragmentHeader, IpHeader, Ipv4, Ipv6, protocol};
 pub use transport::{Icmp, Sctp, Tcp, Udp, tcp_flag};
 

@@ -18,8 +18,12 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use proxy_common::abi::LOOPBACK;
 use proxy_common::datapath::verdict::Action;
-use proxy_common::datapath::{Hook, TcEgress, TcIngress, Verdict, XdpUplink, run};
+use proxy_common::datapath::{
+    Hook, Reason, Tables as _, TcEgress, TcIngress, Verdict, XdpUplink, run,
+};
+use proxy_common::wire::Frame as _;
 
 use frame::{SkbFrame, XdpFrame};
 use tables::Maps;
@@ -31,12 +35,19 @@ pub fn xdp_uplink(context: XdpContext) -> u32 {
     let ifindex = frame.ifindex();
     let verdict = run::<XdpUplink, _, _>(&mut frame, &Maps::xdp(context.ctx), ifindex);
     match verdict.action() {
-        Action::Pass | Action::Pod(_) | Action::Neighbour(_) | Action::Local => XDP_PASS,
+        Action::Pass | Action::Pod(_) | Action::Neighbour(_) | Action::Local | Action::Loopback => {
+            XDP_PASS
+        }
         Action::Drop(_) => XDP_DROP,
         Action::Reply => XDP_TX,
         Action::Transmit(to) if to == ifindex => XDP_TX,
         Action::Transmit(to) => match maps::TX_PORTS.redirect(to, 0) {
-            Ok(code) | Err(code) => code,
+            Ok(code) => code,
+            Err(_) => {
+                let bytes = frame.length();
+                Maps::xdp(context.ctx).count(Reason::DeviceGone as u32, bytes);
+                XDP_DROP
+            }
         },
     }
 }
@@ -74,7 +85,8 @@ fn tc_code<H: Hook>(verdict: Verdict, ifindex: u32) -> i32 {
         // SAFETY: the helper takes plain numbers.
         Action::Pod(to) => (unsafe { bpf_redirect_peer(to, 0) }) as i32,
         Action::Neighbour(to) => neighbour(to),
-        Action::Local | Action::Reply if H::EGRESS => redirect(ifindex, u64::from(BPF_F_INGRESS)),
+        Action::Reply if H::EGRESS => redirect(ifindex, u64::from(BPF_F_INGRESS)),
+        Action::Loopback => redirect(LOOPBACK, u64::from(BPF_F_INGRESS)),
         Action::Local => TC_ACT_UNSPEC,
         Action::Reply => redirect(ifindex, 0),
     }

@@ -1,8 +1,9 @@
 //! The maps and the kernel's routing table as the tables that decisions are made from.
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_PROHIBIT,
-    BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup, xdp_md,
+    __sk_buff, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
+    BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
+    BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup, xdp_md,
 };
 use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
@@ -188,11 +189,13 @@ impl<F: FamilyMaps> FamilyTables<F> for Maps {
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey<F>, flow: &Flow<F>) -> Insertion {
+        const E2BIG: i32 = -7;
         const EEXIST: i32 = -17;
         match F::flows().insert(key, flow, u64::from(BPF_NOEXIST)) {
             Ok(()) => Insertion::Done,
             Err(EEXIST) => Insertion::Exists,
-            Err(_) => Insertion::Full,
+            Err(E2BIG) => Insertion::Full,
+            Err(_) => Insertion::Busy,
         }
     }
 
@@ -235,10 +238,21 @@ impl<F: FamilyMaps> FamilyTables<F> for Maps {
         ) {
             return;
         }
-        if code != BPF_FIB_LKUP_RET_SUCCESS && code != BPF_FIB_LKUP_RET_NO_NEIGH {
-            // Not to be forwarded, or not by us: this node's own address, a packet larger than the
-            // MTU, a route that needs encapsulation. The kernel knows what to do.
+        if code == BPF_FIB_LKUP_RET_NOT_FWDED {
+            // This node's own address, or one to which there is no route: the stack says so.
             hop.step = FlowStep::Local;
+            return;
+        }
+        // That the packet at hand is larger than the MTU is no matter of the next hop's: the flow
+        // keeps the MTU, and each packet is held against it.
+        if !matches!(
+            code,
+            BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_NO_NEIGH
+        ) {
+            // A route that encapsulates, or a device that forwards nothing: not by us. The device is
+            // not told; the one that the packet came in by has an address of this node too.
+            hop.step = FlowStep::Stack;
+            hop.ifindex = query.ifindex;
             return;
         }
         hop.ifindex = lookup.ifindex;
@@ -248,6 +262,7 @@ impl<F: FamilyMaps> FamilyTables<F> for Maps {
         });
         let device = device.unwrap_or_default();
         hop.role = DeviceRole::from_raw(device.role);
+        hop.mtu = device.mtu;
         if code == BPF_FIB_LKUP_RET_NO_NEIGH {
             hop.step = FlowStep::Neighbour;
             return;

@@ -10,7 +10,7 @@ mod steps;
 use std::{cell::RefCell, collections::BTreeMap, io, net::IpAddr};
 
 use proxy_common::{
-    abi::DeviceRole,
+    abi::{DeviceRole, LOOPBACK},
     datapath::{TcEgress, TcIngress, run, verdict::Action},
 };
 use serde::{Deserialize, Serialize};
@@ -170,6 +170,14 @@ fn arrival(
     } else {
         source
     };
+    if own
+        && devices
+            .values()
+            .flat_map(|device| &device.addresses)
+            .any(|a| a.addr() == towards)
+    {
+        return Ok((Hook::Egress, LOOPBACK));
+    }
     let route = route::find(netlink, towards, None).map_err(kernel("a route"))?;
     let hook = if own { Hook::Egress } else { Hook::Ingress };
     if let Route::Forward { ifindex, .. } = route {
@@ -204,6 +212,7 @@ fn verdict_text(action: Action, name: &dyn Fn(u32) -> String) -> String {
             )
         }
         Action::Local => "rewritten and handed to this node's own stack".to_owned(),
+        Action::Loopback => "rewritten and handed to this node's own stack, through lo".to_owned(),
         Action::Reply => "answered on the service's behalf".to_owned(),
     }
 }

@@ -8,12 +8,13 @@ mod header;
 mod node_port;
 mod refusal;
 mod service;
+mod size;
 
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_user::simulation::Tuple;
 
-use crate::case::place::{Host, Next, Version};
+use crate::case::place::{Host, MTU, Next, Version};
 use crate::case::world::Reach;
 use crate::case::{Case, Connection, World};
 use crate::packet::{Packet, Transport, flag, number};
@@ -54,6 +55,7 @@ const THEMES: &[(&str, &[Entry])] = &[
     ("claim", claim::CASES),
     ("choice", choice::CASES),
     ("gate", gate::CASES),
+    ("size", size::CASES),
 ];
 
 /// All cases, named `theme::case::family`.
@@ -176,29 +178,44 @@ fn reset_for(packet: &Packet) -> Packet {
     reset
 }
 
-/// The ICMP port unreachable for a packet without options: it quotes the IP header and 8 bytes.
+/// The ICMP port unreachable that answers a packet: RFC 792, RFC 4443 section 3.1.
 fn unreachable_for(packet: &Packet) -> Packet {
+    let (kind, code) = if packet.source.is_ipv4() {
+        (3, 3)
+    } else {
+        (1, 4)
+    };
+    error_for(packet, 8, (kind, code, [0; 4]))
+}
+
+/// The ICMP error that answers a packet larger than the MTU: RFC 1191 section 4, RFC 4443 section 3.2.
+fn too_large_for(packet: &Packet) -> Packet {
+    let (kind, code) = if packet.source.is_ipv4() {
+        (3, 4)
+    } else {
+        (2, 0)
+    };
+    let [high, low] = MTU.to_be_bytes();
+    let transport = match packet.transport {
+        Transport::Tcp { .. } => 20,
+        _ => 8,
+    };
+    error_for(packet, transport, (kind, code, [0, 0, high, low]))
+}
+
+/// An ICMP error that quotes `transport` bytes of what follows the IP header.
+fn error_for(packet: &Packet, transport: usize, (kind, code, rest): (u8, u8, [u8; 4])) -> Packet {
     let whole = packet.bytes();
     let header = if packet.source.is_ipv4() { 20 } else { 40 };
     let start = packet.link_length();
-    let quoted = whole.get(start..start + header + 8).unwrap_or_default();
+    let quoted = whole
+        .get(start..start + header + transport)
+        .unwrap_or_default();
     let mut error = Packet::echo(packet.destination, packet.source).payload(quoted);
     error.link = (packet.link.1, packet.link.0);
     error.tags.clone_from(&packet.tags);
     error.identification = 0;
     error.label = 0;
-    error.transport = if packet.source.is_ipv4() {
-        Transport::Icmp {
-            kind: 3,
-            code: 3,
-            rest: [0; 4],
-        }
-    } else {
-        Transport::Icmp {
-            kind: 1,
-            code: 4,
-            rest: [0; 4],
-        }
-    };
+    error.transport = Transport::Icmp { kind, code, rest };
     error
 }

@@ -67,7 +67,7 @@ pub fn return_code(hook: Hook, ifindex: u32, action: Action) -> u32 {
         (Hook::Xdp, Action::Transmit(_)) => XDP_REDIRECT,
         (Hook::Xdp, _) => XDP_PASS,
         (_, Action::Drop(_)) => SHOT,
-        (Hook::Ingress, Action::Pass | Action::Local) | (Hook::Egress, Action::Pass) => UNSPEC,
+        (_, Action::Pass | Action::Local) => UNSPEC,
         _ => REDIRECT,
     }
 }

@@ -27,6 +27,8 @@ pub enum DeviceRole {
     Uplink = 1,
     /// The host's end of a pod's veth pair.
     Pod = 2,
+    /// The loopback device: what this node's processes send to addresses of their own node.
+    Loopback = 3,
 }
 
 impl DeviceRole {
@@ -37,10 +39,14 @@ impl DeviceRole {
         match raw {
             1 => Self::Uplink,
             2 => Self::Pod,
+            3 => Self::Loopback,
             _ => Self::Unknown,
         }
     }
 }
+
+/// Index of the loopback device, in every network namespace (`LOOPBACK_IFINDEX`, `net/flow.h`).
+pub const LOOPBACK: u32 = 1;
 
 /// Bits of [`Device::flags`].
 pub mod device_flag {
@@ -65,4 +71,6 @@ pub struct Device {
     pub mac: MacAddr,
     /// See [`device_flag`].
     pub flags: u16,
+    /// Largest packet that may leave by it, bytes from the IP header on; zero: not known.
+    pub mtu: u32,
 }

@@ -51,6 +51,9 @@ pub mod flow_state {
     pub const RST: u8 = 1 << 3;
     /// This is the direction of the connection's first packet.
     pub const ORIGINAL: u8 = 1 << 4;
+    /// What ends on this node ends at a process that met an address of its own node: the stack
+    /// takes a packet from an own address through the loopback device only.
+    pub const LOOPBACK: u8 = 1 << 5;
 }
 
 /// What to do with a packet of a flow once it is rewritten.
@@ -71,6 +74,8 @@ pub enum FlowStep {
     /// As [`FlowStep::Transmit`], but XDP can send to that device only what came in by it: TC does
     /// the rest.
     Enqueue = 5,
+    /// Leave it to this node's stack to send on: a route that encapsulates, say.
+    Stack = 6,
 }
 
 impl FlowStep {
@@ -84,6 +89,7 @@ impl FlowStep {
             3 => Self::Local,
             4 => Self::Neighbour,
             5 => Self::Enqueue,
+            6 => Self::Stack,
             _ => Self::Resolve,
         }
     }
@@ -129,8 +135,8 @@ pub struct Flow<F: Family> {
     pub state: u8,
     /// See [`FlowStep`].
     pub step: u8,
-    /// Zero.
-    pub pad: [u8; 2],
+    /// Largest packet that the next hop takes, bytes from the IP header on; zero: not known.
+    pub mtu: u16,
 }
 
 impl<F: Family> Flow<F> {

@@ -6,7 +6,7 @@ use crate::abi::{
     Address, Backend, Device, DeviceKey, DeviceRole, Family, Flow, FlowKey, FlowStep, Service,
     ServiceKey, address_flag, flow_state, service_flag,
 };
-use crate::wire::{Frame, IpHeader, protocol, tcp_flag};
+use crate::wire::{Frame, IpHeader, MacAddr, protocol, tcp_flag};
 
 use super::flow::{self, Arrival, is_stale};
 use super::headers::{self, Layout, Transport};
@@ -30,10 +30,15 @@ pub struct Draft<F: Family> {
     index: u32,
     layout: Layout,
     ifindex: u32,
+    link_destination: MacAddr,
     /// The source is this node's address instead of the client's.
     translated: bool,
+    /// See [`flow_state::LOOPBACK`].
+    loopback: bool,
     tcp_flags: u8,
-    pad: [u8; 2],
+    pad: u8,
+    /// Of the next hop, for a packet that is too large for it; else zero.
+    mtu: u16,
 }
 
 /// Who opens the connection.
@@ -85,30 +90,45 @@ pub(super) fn slow<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     tables: &T,
     ifindex: u32,
 ) -> Verdict {
+    frame.pull(headers::MAX_HEADERS);
     let length = frame.length();
     let Some(mut draft) = tables.draft() else {
         return counted(Verdict::drop(Reason::Changing), tables, length);
     };
     draft.ifindex = ifindex;
+    draft.mtu = 0;
     match describe::<F, P, T>(frame, &mut draft, tables) {
         Content::Foreign => return Verdict::PASS,
         Content::WithoutPorts => return without_ports::<H, F, P, T>(frame, tables, &draft),
         Content::Segment => {}
     }
-    let admission = admit::<H, F, T>(&mut draft, tables);
+    let mut admission = admit::<H, F, T>(&mut draft, tables);
     if admission == Admission::MADE {
-        return carry::<H, F, P, T>(frame, tables, &draft);
+        let verdict = carry::<H, F, P, T>(frame, tables, &mut draft);
+        if draft.mtu == 0 {
+            return verdict;
+        }
+        admission = Admission::refuse(Reason::TooLarge);
     }
     let verdict = counted(
         Verdict::from_raw(admission.0 & !Admission::REFUSE),
         tables,
         length,
     );
-    if admission.0 & Admission::REFUSE == 0 || !refuse::refuse::<F, P>(frame, &draft.layout) {
+    if admission.0 & Admission::REFUSE == 0
+        || !refuse::refuse::<F, P>(frame, &draft.layout, draft.mtu)
+    {
         return verdict;
     }
     tables.count(Event::Refused as u32, length);
     Verdict::REPLY
+}
+
+/// Whether XDP sees a frame that is meant for another host. TC has asked before
+/// ([`Frame::is_for_this_host`]).
+#[inline(always)]
+fn is_for_another_host<H: Hook, F: Family>(draft: &Draft<F>, device: &Device) -> bool {
+    H::XDP && draft.link_destination != device.mac
 }
 
 /// What [`describe`] found.
@@ -133,6 +153,7 @@ fn describe<F: Family, P: Frame, T: FamilyTables<F>>(
         return Content::Foreign;
     }
     draft.layout = Layout::of(&headers);
+    draft.link_destination = headers.link.ethernet.destination;
     let Some(key) = headers.flow_key() else {
         draft.key.destination = headers.ip.destination();
         return Content::WithoutPorts;
@@ -142,19 +163,25 @@ fn describe<F: Family, P: Frame, T: FamilyTables<F>>(
     Content::Segment
 }
 
-/// Carries a packet whose flow is known to be there: as the plain path does, for any packet.
+/// Carries a packet whose flow is known to be there: as the plain path does, for any packet. One that is
+/// too large for the next hop is still to be answered, and counted.
 #[inline(never)]
 fn carry<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     frame: &mut P,
     tables: &T,
-    draft: &Draft<F>,
+    draft: &mut Draft<F>,
 ) -> Verdict {
     let arrival = Arrival::of(frame, draft.ifindex);
     if let Some(headers) = headers::find::<F, P>(frame, &draft.layout)
         && let Some(mut flow) = tables.flow(&draft.key)
-        && let Some(carried) = flow::carry::<H, F, T>(headers, &mut flow, tables, &arrival)
     {
-        return flow::finish::<F, P, T>(frame, tables, &carried, &arrival);
+        if let Some(carried) = flow::carry::<H, F, _, T>(headers, &mut flow, tables, &arrival) {
+            return flow::finish::<F, P, T>(frame, tables, &carried, &arrival);
+        }
+        if flow.mtu != 0 && arrival.length > u64::from(flow.mtu) {
+            draft.mtu = flow.mtu;
+            return Verdict::drop(Reason::TooLarge);
+        }
     }
     counted(Verdict::drop(Reason::Changing), tables, arrival.length)
 }
@@ -178,6 +205,9 @@ fn without_ports<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     let Some(device) = tables.device(&key) else {
         return Verdict::PASS;
     };
+    if is_for_another_host::<H, F>(draft, &device) {
+        return Verdict::PASS;
+    }
     if flags.0 & address_flag::EXTERNAL == 0 && client::<H>(&device) == Client::Outside {
         return counted(Verdict::drop(Reason::OutsideClusterAddress), tables, length);
     }
@@ -219,7 +249,11 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     let Some(device) = tables.device(&key) else {
         return Admission::verdict(Verdict::PASS);
     };
+    if is_for_another_host::<H, F>(draft, &device) {
+        return Admission::verdict(Verdict::PASS);
+    }
     let client = client::<H>(&device);
+    draft.loopback = DeviceRole::from_raw(device.role) == DeviceRole::Loopback;
     if let Some(admission) = find_service(draft, client, tables) {
         return admission;
     }

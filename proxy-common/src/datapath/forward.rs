@@ -32,6 +32,8 @@ pub struct Hop {
     pub link_destination: MacAddr,
     /// Link-layer address of the device.
     pub link_source: MacAddr,
+    /// The device's MTU, bytes; zero: not known.
+    pub mtu: u32,
 }
 
 /// Asks for the next hop of a packet that will be from `source` to `destination`.
@@ -117,4 +119,8 @@ pub(super) fn store<F: Family>(flow: &mut Flow<F>, hop: &Hop, vlan: u32) {
     flow.link_destination = hop.link_destination;
     flow.link_source = hop.link_source;
     flow.step = hop.step as u8;
+    flow.mtu = match u16::try_from(hop.mtu) {
+        Ok(mtu) => mtu,
+        Err(_) => u16::MAX,
+    };
 }

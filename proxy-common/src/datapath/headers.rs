@@ -9,6 +9,12 @@ use crate::wire::{
 /// How many IPv6 extension headers are walked. A packet with more passes untouched.
 pub const MAX_EXTENSION_HEADERS: u32 = 4;
 
+/// How long they may be together, bytes. A packet with longer ones passes untouched.
+pub const MAX_EXTENSION_BYTES: u32 = 256;
+
+/// Bytes that all headers can take up: Ethernet, tags, IPv6 and its extensions, TCP.
+pub const MAX_HEADERS: u32 = 14 + 4 * MAX_TAGS + 40 + MAX_EXTENSION_BYTES + 20;
+
 /// How many VLAN tags are walked, a tag kept beside the frame included.
 pub const MAX_TAGS: u32 = 2;
 
@@ -327,10 +333,10 @@ fn v6_chain(cursor: &Cursor<'_>) -> Option<(u8, u32, bool)> {
         bytes += length;
         next = header.next_header;
     }
-    if next == protocol::FRAGMENT {
-        return Some((next, bytes, true));
+    if bytes > MAX_EXTENSION_BYTES {
+        return None;
     }
-    Some((next, bytes, false))
+    Some((next, bytes, next == protocol::FRAGMENT))
 }
 
 #[inline(always)]

@@ -5,30 +5,31 @@
 
 use crate::abi::{Address, Family};
 use crate::wire::{
-    Be16, Be32, Checksum, Cursor, Delta, Ethernet, Frame, Icmp, IpHeader, Tcp, protocol, tcp_flag,
+    Be16, Be32, Checksum, Delta, Ethernet, Frame, Icmp, IpHeader, Tcp, protocol, tcp_flag,
 };
 
 use super::headers::{self, Headers, Layout, Transport};
 
 const TCP_LENGTH: u16 = 20;
 const TCP_CHECK_OFFSET: u32 = 16;
+const UDP_CHECK_OFFSET: u32 = 6;
 const ICMP_LENGTH: u32 = 8;
-/// Of the refused packet, what follows its IP header (RFC 792: 64 bits).
-const QUOTED_BYTES: u32 = 8;
 
-/// Turns the packet into its refusal. False: it can't be answered (or must not be: a reset is not
-/// answered by a reset), and the frame is no longer to be used.
+/// Turns the packet into its refusal or, if it is larger than an `mtu` that is not zero, into the error
+/// that says so. False: it can't be answered (or must not be: a reset is not answered by a reset), and
+/// the frame is no longer to be used.
 #[inline(never)]
-pub(super) fn refuse<F: Family, P: Frame>(frame: &mut P, layout: &Layout) -> bool {
+pub(super) fn refuse<F: Family, P: Frame>(frame: &mut P, layout: &Layout, mtu: u16) -> bool {
     if layout.options != 0 {
         return false;
     }
-    let answered = if layout.protocol == u32::from(protocol::TCP) {
-        reset_connection::<F, P>(frame, layout)
+    if mtu != 0 {
+        report::<F, P>(frame, layout, too_large::<F>(), mtu)
+    } else if layout.protocol == u32::from(protocol::TCP) {
+        reset_connection::<F, P>(frame, layout).is_some()
     } else {
-        unreachable::<F, P>(frame, layout)
-    };
-    answered.is_some()
+        report::<F, P>(frame, layout, port_unreachable::<F>(), 0)
+    }
 }
 
 #[inline(always)]
@@ -110,50 +111,111 @@ fn swap_link(ethernet: &mut Ethernet) {
     core::mem::swap(&mut ethernet.source, &mut ethernet.destination);
 }
 
-/// Puts an ICMP port unreachable in front of the packet, and cuts the packet to what it quotes.
+/// Type and code of the ICMP error "port unreachable": RFC 792, RFC 4443 section 3.1.
 #[inline(always)]
-fn unreachable<F: Family, P: Frame>(frame: &mut P, layout: &Layout) -> Option<()> {
-    let quoted = F::HEADER + QUOTED_BYTES;
-    let tags = layout.tags & 0xc;
-    let link = 14 + tags;
-    frame.make_room(link, F::HEADER + ICMP_LENGTH)?;
-    frame.truncate(link + F::HEADER + ICMP_LENGTH + quoted)?;
+const fn port_unreachable<F: Family>() -> u32 {
+    if F::IS_V6 { 0x0104 } else { 0x0303 }
+}
+
+/// "Fragmentation needed" (RFC 1191 section 4), "packet too big" (RFC 4443 section 3.2).
+#[inline(always)]
+const fn too_large<F: Family>() -> u32 {
+    if F::IS_V6 { 0x0200 } else { 0x0304 }
+}
+
+/// Puts an ICMP error in front of the packet, and cuts the packet to what it quotes.
+#[inline(never)]
+fn report<F: Family, P: Frame>(frame: &mut P, layout: &Layout, error: u32, mtu: u16) -> bool {
+    let link = 14 + (layout.tags & 0xc);
+    // The kernel cuts no frame before a checksum that it is still to complete.
+    let is_tcp = layout.protocol == u32::from(protocol::TCP);
+    let (transport, check) = if is_tcp {
+        (20, TCP_CHECK_OFFSET)
+    } else {
+        (8, UDP_CHECK_OFFSET)
+    };
+    let partial = P::CHECKSUM_OFFLOAD && frame.checksum_is_partial(link + F::HEADER + check);
+    let quoted = F::HEADER + transport;
+    if frame.truncate(link + quoted).is_none()
+        || frame.make_room(link, F::HEADER + ICMP_LENGTH).is_none()
+    {
+        return false;
+    }
+    head::<F, P>(frame, layout, ICMP_LENGTH + quoted, error, mtu).is_some()
+        && seal::<F, P>(frame, layout, partial).is_some()
+}
+
+/// Writes the error's own headers.
+#[inline(never)]
+fn head<F: Family, P: Frame>(
+    frame: &mut P,
+    layout: &Layout,
+    length: u32,
+    error: u32,
+    mtu: u16,
+) -> Option<()> {
     let mut cursor = frame.cursor();
     swap_link(cursor.take::<Ethernet>()?);
-    cursor.skip(tags);
+    cursor.skip(layout.tags & 0xc);
     let ip = cursor.take::<F::Header>()?;
     let icmp = cursor.take::<Icmp>()?;
-    let original = cursor.peek::<F::Header>()?;
-    *ip = original;
-    #[expect(clippy::cast_possible_truncation, reason = "at most 56")]
-    let length = (ICMP_LENGTH + quoted) as u16;
-    ip.turn_around(F::ICMP, length);
-    // RFC 792 destination unreachable, RFC 4443 section 3.1: code "port unreachable".
-    let (kind, code) = if F::IS_V6 { (1, 4) } else { (3, 3) };
+    let original = cursor.take::<F::Header>()?;
+    #[expect(clippy::cast_possible_truncation, reason = "at most 68")]
+    ip.answer(original, F::ICMP, length as u16);
+    let [.., kind, code] = error.to_be_bytes();
+    let rest = [Be16::new(0), Be16::new(mtu)];
+    let mut sum = Checksum::new()
+        .add(u16::from_ne_bytes([kind, code]))
+        .add(rest[1].raw());
+    if F::IS_V6 {
+        #[expect(clippy::cast_possible_truncation, reason = "at most 68")]
+        let pseudo = pseudo_header::<F>(ip, F::ICMP, length as u16);
+        sum = sum.add(pseudo.fold());
+    }
+    // Of what is quoted, the checksum has yet to be made.
     *icmp = Icmp {
         kind,
         code,
-        check: 0,
-        rest: [Be16::default(); 2],
+        check: sum.fold(),
+        rest,
     };
-    let mut sum = Checksum::new().add(u16::from_ne_bytes([kind, code]));
-    if F::IS_V6 {
-        let pseudo = pseudo_header::<F>(ip, F::ICMP, length);
-        sum = sum.add(pseudo.fold());
-    }
-    icmp.check = quote::<F>(sum, &mut cursor)?.finish();
     Some(())
 }
 
-/// Adds what is quoted of the refused packet.
-#[inline(always)]
-fn quote<F: Family>(sum: Checksum, cursor: &mut Cursor<'_>) -> Option<Checksum> {
-    let sum = if F::IS_V6 {
+/// Makes the error's checksum, of what its header's is so far and of what it quotes.
+#[inline(never)]
+fn seal<F: Family, P: Frame>(frame: &mut P, layout: &Layout, partial: bool) -> Option<()> {
+    let mut cursor = frame.cursor();
+    cursor.skip(14 + (layout.tags & 0xc) + F::HEADER);
+    let icmp = cursor.take::<Icmp>()?;
+    let mut sum = Checksum::new().add(icmp.check);
+    sum = if F::IS_V6 {
         sum.add_words(cursor.take::<[u16; 20]>()?)
     } else {
         sum.add_words(cursor.take::<[u16; 10]>()?)
     };
-    Some(sum.add_words(cursor.take::<[u16; 4]>()?))
+    icmp.check = if layout.protocol == u32::from(protocol::TCP) {
+        quote(sum, cursor.take::<[u16; 10]>()?, TCP_CHECK_OFFSET, partial)
+    } else {
+        quote(sum, cursor.take::<[u16; 4]>()?, UDP_CHECK_OFFSET, partial)
+    };
+    Some(())
+}
+
+/// The checksum of an error that quotes these words, of which one is a checksum itself.
+///
+/// A partial one is completed on the packet's way out, over what is left of the packet by then, or
+/// never, if nobody looks at checksums: the error's own must be right in the first case.
+#[inline(always)]
+fn quote<const N: usize>(sum: Checksum, words: &[u16; N], check: u32, partial: bool) -> u16 {
+    let quoted = Checksum::new().add_words(words);
+    let sum = sum.add(quoted.fold());
+    if !partial {
+        return sum.finish();
+    }
+    let before = words.get(check as usize / 2).copied().unwrap_or_default();
+    let change = Delta::of(&[before], &[quoted.finish()]);
+    sum.add(change.raw()).finish()
 }
 
 /// ICMP type of an echo request.

@@ -17,8 +17,10 @@ pub enum Insertion {
     Done,
     /// There is an entry of that key already.
     Exists,
-    /// There is no room, or the kernel refused.
+    /// There is no room.
     Full,
+    /// The kernel could not do it just now.
+    Busy,
 }
 
 /// The tables that are the same for both families.

@@ -20,8 +20,10 @@ pub enum Action {
     Pod(u32),
     /// Out of this device; the kernel finds the link-layer address.
     Neighbour(u32),
-    /// Rewritten, to this node's own stack.
+    /// Rewritten, on to this node's own stack.
     Local,
+    /// Rewritten, to this node's own stack as if the loopback device had received it.
+    Loopback,
     /// Turned into an answer: back to where it came from.
     Reply,
 }
@@ -31,6 +33,8 @@ impl Verdict {
     pub const PASS: Self = Self(0);
     /// See [`Action::Local`].
     pub const LOCAL: Self = Self(5 << 32);
+    /// See [`Action::Loopback`].
+    pub const LOOPBACK: Self = Self(7 << 32);
     /// See [`Action::Reply`].
     pub const REPLY: Self = Self(6 << 32);
 
@@ -84,6 +88,7 @@ impl Verdict {
             4 => Action::Neighbour(argument),
             5 => Action::Local,
             6 => Action::Reply,
+            7 => Action::Loopback,
             _ => Action::Drop(Reason::from_raw(argument)),
         }
     }
@@ -153,6 +158,10 @@ numbered! {
         Changing = 10, "changing";
         /// SCTP needs another source port, which cannot be given without a new CRC.
         SctpPort = 11, "sctp-port";
+        /// Larger than the MTU towards where it goes; the sender was told by an ICMP error.
+        TooLarge = 12, "too-large";
+        /// XDP cannot send to the device that the packet was to leave by, or not any longer.
+        DeviceGone = 13, "device-gone";
     }
 }
 
@@ -185,6 +194,8 @@ impl Reason {
             9 => Self::NoSourceAddress,
             10 => Self::Changing,
             11 => Self::SctpPort,
+            12 => Self::TooLarge,
+            13 => Self::DeviceGone,
             _ => Self::NoRoute,
         }
     }

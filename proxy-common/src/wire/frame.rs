@@ -120,6 +120,17 @@ impl Lookahead<'_, '_> {
     }
 }
 
+/// What the kernel keeps of a frame beside its bytes: a handle that borrows nothing of the frame, so
+/// that it may be asked while headers are in use.
+pub trait Metadata: Copy {
+    /// Whether the transport checksum may be changed in place: it is whole, and no sum over it is kept
+    /// beside the frame. Where it may not, [`Frame::adjust_transport_checksum`] does it.
+    fn checksum_is_plain(self) -> bool;
+
+    /// Of a frame that stands for many segments, the payload of each, bytes; else zero.
+    fn segment_payload(self) -> u32;
+}
+
 /// A frame under a hook: its bytes and the ways to reshape it.
 ///
 /// Whatever may move the bytes takes `&mut self`, so that no reference from an earlier cursor can
@@ -129,6 +140,18 @@ pub trait Frame {
     /// a device to finish.
     const CHECKSUM_OFFLOAD: bool;
 
+    /// See [`Metadata`].
+    type Metadata: Metadata;
+
+    /// What is kept beside the bytes.
+    fn metadata(&self) -> Self::Metadata;
+
+    /// False: its link-layer destination is another host, or a group. XDP cannot tell and says true.
+    fn is_for_this_host(&self) -> bool;
+
+    /// Makes sure that the first `bytes` bytes can be reached by a cursor, if there are so many.
+    fn pull(&mut self, bytes: u32);
+
     /// The frame's bytes from the Ethernet header on.
     fn cursor(&mut self) -> Cursor<'_>;
 
@@ -137,10 +160,6 @@ pub trait Frame {
 
     /// The whole frame's length in bytes, beyond what the cursor reaches too.
     fn length(&self) -> u64;
-
-    /// Whether the transport checksum may be changed in place: it is whole, and no sum over it is kept
-    /// beside the frame. Where it may not, [`Frame::adjust_transport_checksum`] does it.
-    fn checksum_is_plain(&self) -> bool;
 
     /// Applies changes to the transport checksum that stands at `offset`: `address` is a change of
     /// the pseudo-header, `ports` one of the segment itself. `udp`: zero means none.
@@ -160,7 +179,6 @@ pub trait Frame {
     fn update_stack_checksum(&mut self, delta: super::Delta);
 
     /// Whether the transport checksum at `offset` is partial: only the pseudo-header's sum.
-    /// May overwrite the checksum: for headers that are about to be written anew.
     fn checksum_is_partial(&mut self, offset: u32) -> bool;
 
     /// Makes room for `bytes` bytes after the first `link` bytes (Ethernet and its tags), which

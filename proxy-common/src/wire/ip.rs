@@ -129,9 +129,15 @@ pub trait IpHeader: Plain {
     /// Bytes after the header without options, by the header's own word.
     fn payload_length(&self) -> u32;
 
+    /// Whether a router may cut the packet into fragments.
+    fn may_be_fragmented(&self) -> bool;
+
     /// Makes this the header of an answer to the packet it headed: addresses swapped, `payload`
     /// bytes of `protocol` to follow, 64 hops.
     fn turn_around(&mut self, protocol: u8, payload: u16);
+
+    /// Makes this the header of an answer to the packet that another header stands before.
+    fn answer(&mut self, original: &Self, protocol: u8, payload: u16);
 }
 
 const REPLY_HOPS: u8 = 64;
@@ -180,8 +186,28 @@ impl IpHeader for Ipv4 {
     }
 
     #[inline(always)]
+    fn may_be_fragmented(&self) -> bool {
+        self.flags_offset.get() & Self::DONT_FRAGMENT == 0
+    }
+
+    #[inline(always)]
     fn turn_around(&mut self, protocol: u8, payload: u16) {
         core::mem::swap(&mut self.source, &mut self.destination);
+        self.begin(protocol, payload);
+    }
+
+    #[inline(always)]
+    fn answer(&mut self, original: &Self, protocol: u8, payload: u16) {
+        self.source = original.destination;
+        self.destination = original.source;
+        self.begin(protocol, payload);
+    }
+}
+
+impl Ipv4 {
+    /// All but the addresses of a packet of ours.
+    #[inline(always)]
+    fn begin(&mut self, protocol: u8, payload: u16) {
         self.version_ihl = 0x45;
         self.tos = 0;
         self.total_length = Be16::new(payload.wrapping_add(20));
@@ -242,8 +268,28 @@ impl IpHeader for Ipv6 {
     }
 
     #[inline(always)]
+    fn may_be_fragmented(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
     fn turn_around(&mut self, protocol: u8, payload: u16) {
         core::mem::swap(&mut self.source, &mut self.destination);
+        self.begin(protocol, payload);
+    }
+
+    #[inline(always)]
+    fn answer(&mut self, original: &Self, protocol: u8, payload: u16) {
+        self.source = original.destination;
+        self.destination = original.source;
+        self.begin(protocol, payload);
+    }
+}
+
+impl Ipv6 {
+    /// All but the addresses of a packet of ours.
+    #[inline(always)]
+    const fn begin(&mut self, protocol: u8, payload: u16) {
         self.version_class_label = Be32::new(6 << 28);
         self.payload_length = Be16::new(payload);
         self.next_header = protocol;

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::{
     bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
     bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
 };
-use proxy_common::wire::{Checksum, Cursor, Delta, Frame};
+use proxy_common::wire::{Checksum, Cursor, Delta, Frame, Metadata};
 
 use crate::maps;
 
@@ -16,20 +16,15 @@ pub(crate) struct SkbFrame {
     skb: *mut __sk_buff,
 }
 
-/// As many bytes as headers can take up, nearly always; the rest may lie in pages.
-const LINEAR: u64 = 128;
+/// As many bytes as headers take up, nearly always; the rest may lie in pages.
+const LINEAR: u32 = 128;
 
 impl SkbFrame {
     /// Makes sure that the headers can be reached.
     #[inline(always)]
     pub(crate) fn new(skb: *mut __sk_buff) -> Self {
-        let frame = Self { skb };
-        let linear = frame.data_end() - frame.data();
-        let wanted = frame.length().min(LINEAR);
-        if linear < wanted as usize {
-            // SAFETY: the helper checks the length; no pointer into the frame is alive.
-            unsafe { bpf_skb_pull_data(skb, wanted as u32) };
-        }
+        let mut frame = Self { skb };
+        frame.pull(LINEAR);
         frame
     }
 
@@ -83,8 +78,53 @@ impl SkbFrame {
     }
 }
 
+/// A socket buffer's own fields.
+#[derive(Clone, Copy)]
+pub(crate) struct SkbMetadata {
+    skb: *mut __sk_buff,
+}
+
+impl Metadata for SkbMetadata {
+    #[inline(always)]
+    fn checksum_is_plain(self) -> bool {
+        // Fails unless the device has verified the checksum (CHECKSUM_UNNECESSARY): nothing but the
+        // packet's own bytes holds it then.
+        // SAFETY: the helper takes a plain number.
+        unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 }
+    }
+
+    #[inline(always)]
+    fn segment_payload(self) -> u32 {
+        // SAFETY: the kernel's context outlives the program.
+        unsafe { (*self.skb).gso_size }
+    }
+}
+
 impl Frame for SkbFrame {
     const CHECKSUM_OFFLOAD: bool = true;
+    type Metadata = SkbMetadata;
+
+    #[inline(always)]
+    fn metadata(&self) -> SkbMetadata {
+        SkbMetadata { skb: self.skb }
+    }
+
+    #[inline(always)]
+    fn is_for_this_host(&self) -> bool {
+        // PACKET_HOST (linux/if_packet.h).
+        // SAFETY: the kernel's context outlives the program.
+        (unsafe { (*self.skb).pkt_type }) == 0
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, bytes: u32) {
+        let linear = self.data_end() - self.data();
+        let wanted = self.length().min(u64::from(bytes));
+        if linear < wanted as usize {
+            // SAFETY: the helper checks the length; no pointer into the frame is alive.
+            unsafe { bpf_skb_pull_data(self.skb, wanted as u32) };
+        }
+    }
 
     #[inline(always)]
     fn cursor(&mut self) -> Cursor<'_> {
@@ -108,14 +148,6 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
-    fn checksum_is_plain(&self) -> bool {
-        // Fails unless the device has verified the checksum (CHECKSUM_UNNECESSARY): nothing but the
-        // packet's own bytes holds it then.
-        // SAFETY: the helper takes a plain number.
-        unsafe { bpf_csum_level(self.skb, u64::from(BPF_CSUM_LEVEL_QUERY)) >= 0 }
-    }
-
-    #[inline(always)]
     fn adjust_transport_checksum(
         &mut self,
         offset: u32,
@@ -133,6 +165,11 @@ impl Frame for SkbFrame {
         let pseudo = u64::from(BPF_F_PSEUDO_HDR) | zero_is_none | family;
         let before = self.word(offset).copied();
         self.replace_checksum(offset, address, pseudo);
+        if v6 && family == 0 {
+            // A kernel without the flag takes the addresses' change out of the sum of the whole packet,
+            // where the checksum has made up for it already.
+            self.update_stack_checksum(address);
+        }
         if ports == Delta::ZERO {
             return;
         }
@@ -168,6 +205,9 @@ impl Frame for SkbFrame {
     fn checksum_is_partial(&mut self, offset: u32) -> bool {
         // A change that is not of the pseudo-header leaves a partial checksum alone
         // (inet_proto_csum_replace_by_diff).
+        let Some(checksum) = self.word(offset).copied() else {
+            return false;
+        };
         let mut probe = 1_u16;
         // SAFETY: the helper checks the offset, and reads two bytes of the stack.
         unsafe { bpf_skb_store_bytes(self.skb, offset, (&raw const probe).cast(), 2, 0) };
@@ -175,6 +215,8 @@ impl Frame for SkbFrame {
         unsafe { bpf_l4_csum_replace(self.skb, offset, 0, 1, 0) };
         // SAFETY: the helper checks the offset, and writes two bytes to the stack.
         unsafe { bpf_skb_load_bytes(self.skb.cast(), offset, (&raw mut probe).cast(), 2) };
+        // SAFETY: the helper checks the offset, and reads two bytes of the stack.
+        unsafe { bpf_skb_store_bytes(self.skb, offset, (&raw const checksum).cast(), 2, 0) };
         probe == 1
     }
 

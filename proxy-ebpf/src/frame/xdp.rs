@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::xdp_md;
 use aya_ebpf::helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail};
-use proxy_common::wire::{Cursor, Delta, Frame};
+use proxy_common::wire::{Cursor, Delta, Frame, Metadata};
 
 /// A frame that the driver has just received.
 pub(crate) struct XdpFrame {
@@ -39,8 +39,38 @@ impl XdpFrame {
 /// Longest link layer: Ethernet and two tags, in 16-bit words.
 const LINK_WORDS: usize = 11;
 
+/// There is nothing but the frame's bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct NoMetadata;
+
+impl Metadata for NoMetadata {
+    #[inline(always)]
+    fn checksum_is_plain(self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn segment_payload(self) -> u32 {
+        0
+    }
+}
+
 impl Frame for XdpFrame {
     const CHECKSUM_OFFLOAD: bool = false;
+    type Metadata = NoMetadata;
+
+    #[inline(always)]
+    fn metadata(&self) -> NoMetadata {
+        NoMetadata
+    }
+
+    #[inline(always)]
+    fn is_for_this_host(&self) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn pull(&mut self, _bytes: u32) {}
 
     #[inline(always)]
     fn cursor(&mut self) -> Cursor<'_> {
@@ -57,11 +87,6 @@ impl Frame for XdpFrame {
     #[inline(always)]
     fn length(&self) -> u64 {
         (self.data_end() - self.data()) as u64
-    }
-
-    #[inline(always)]
-    fn checksum_is_plain(&self) -> bool {
-        true
     }
 
     #[inline(always)]

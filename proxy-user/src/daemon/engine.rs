@@ -7,7 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use proxy_common::abi::{DeviceRole, MAPS};
+use proxy_common::abi::{DeviceRole, LOOPBACK, MAPS};
 
 use super::view::{Current, Pending, Sync, View};
 use crate::config::Config;
@@ -259,14 +259,22 @@ impl Engine {
             if device.role == DeviceRole::Unknown || self.settled.contains(&place) {
                 continue;
             }
-            match self.sysctl.loosen_reverse_path(&device.name) {
+            let (setting, changed) = if device.role == DeviceRole::Loopback {
+                ("accept_local=1", self.sysctl.accept_local(&device.name))
+            } else {
+                (
+                    "rp_filter=2 (loose)",
+                    self.sysctl.loosen_reverse_path(&device.name),
+                )
+            };
+            match changed {
                 Ok(changed) => {
                     if changed {
-                        tracing::info!(device = %device.name, "set rp_filter to 2 (loose)");
+                        tracing::info!(device = %device.name, setting, "set");
                     }
                     self.settled.insert(place);
                 }
-                Err(error) => tracing::warn!(%error, "the reverse path filter is as it was"),
+                Err(error) => tracing::warn!(%error, setting, "not set"),
             }
         }
         self.settled.retain(|(ifindex, name)| {
@@ -399,6 +407,7 @@ fn first_picture(config: &Arc<Config>, features: Features) -> Current {
 fn facts(config: &Config, devices: &BTreeMap<u32, Device>, clock: Clock) -> Facts {
     let fact = |device: &Device| {
         let role = match config.role(&device.name) {
+            _ if device.ifindex == LOOPBACK => DeviceRole::Loopback,
             // Programs read Ethernet headers.
             _ if !device.ethernet => DeviceRole::Unknown,
             role => role,

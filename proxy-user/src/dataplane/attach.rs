@@ -11,7 +11,7 @@ use std::io;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
-use proxy_common::abi::Settings;
+use proxy_common::abi::{LOOPBACK, Settings};
 
 use self::link::Link;
 use super::load::{Program, Programs, program_name};
@@ -144,6 +144,17 @@ pub struct Target {
     pub xdp_state: XdpState,
 }
 
+impl Target {
+    /// Where TC programs belong. What the loopback device takes in has been sent there on this node.
+    const fn tc_hooks(&self) -> &'static [Hook] {
+        if self.ifindex == LOOPBACK {
+            &[Hook::Egress]
+        } else {
+            &[Hook::Ingress, Hook::Egress]
+        }
+    }
+}
+
 /// What is attached to a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Attached {
@@ -229,7 +240,7 @@ impl Attachments {
         };
         // TC first: it does everything, so the device works from here on.
         let mut all = true;
-        for hook in [Hook::Ingress, Hook::Egress] {
+        for &hook in target.tc_hooks() {
             if let Err(error) = self.attach_tc(netlink, target, hook) {
                 attached.problems.push(problem(&error));
                 all = false;

@@ -74,7 +74,7 @@ impl<'m> Live<'m> {
         let ours = own.map(ipnet::IpNet::addr).any(|address| address == source);
         let from = (!ours).then_some((source, query.ifindex));
         let (ifindex, gateway) = match route::find(netlink, destination, from)? {
-            Route::Local => return Ok(Fib::Stack),
+            Route::Local => return Ok(Fib::Local),
             Route::Refused => return Ok(Fib::Refused),
             Route::Forward { ifindex, gateway } => (ifindex, gateway),
         };

@@ -187,7 +187,8 @@ impl Words<'_> {
     fn route_text(&self, fib: &Fib) -> String {
         match fib {
             Fib::Refused => "no route".to_owned(),
-            Fib::Stack => "this node's own stack".to_owned(),
+            Fib::Local => "this node's own stack".to_owned(),
+            Fib::Stack { .. } => "a route that only the kernel's stack can follow".to_owned(),
             Fib::NoNeighbour { ifindex } => {
                 format!(
                     "out of {}; the next hop's link-layer address isn't known yet",

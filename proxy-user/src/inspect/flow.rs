@@ -145,6 +145,7 @@ pub(super) const fn step_word(step: FlowStep) -> &'static str {
         FlowStep::Local => "local",
         FlowStep::Neighbour => "neighbour",
         FlowStep::Enqueue => "enqueue",
+        FlowStep::Stack => "stack",
     }
 }
 

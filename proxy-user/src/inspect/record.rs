@@ -382,11 +382,13 @@ impl Words for Device {
                 DeviceRole::Unknown => "unknown",
                 DeviceRole::Uplink => "uplink",
                 DeviceRole::Pod => "pod",
+                DeviceRole::Loopback => "loopback",
             },
             "ifindex": self.ifindex,
             "source_v4": given(self.source_v4),
             "source_v6": given(self.source_v6),
             "mac": mac(self.mac),
+            "mtu": self.mtu,
             "flags": flags(self.flags.into(), &[(device_flag::XDP_TARGET.into(), "xdp-target")]),
         })
     }
@@ -411,6 +413,7 @@ impl<F: Family> Words for Flow<F> {
             (flow_state::PEER_FIN, "peer-fin"),
             (flow_state::RST, "rst"),
             (flow_state::ORIGINAL, "original"),
+            (flow_state::LOOPBACK, "loopback"),
         ];
         let names = names.map(|(bit, name)| (u32::from(bit), name));
         json!({
@@ -425,6 +428,7 @@ impl<F: Family> Words for Flow<F> {
             "link_source": mac(self.link_source),
             "link_destination": mac(self.link_destination),
             "state": flags(self.state.into(), &names),
+            "mtu": self.mtu,
             "last_seen": self.last_seen,
             "packets": self.packets,
             "bytes": self.bytes,

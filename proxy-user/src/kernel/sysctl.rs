@@ -1,7 +1,8 @@
 //! Settings under /proc/sys/net that services depend on.
 //!
-//! Two are set, because nothing works without them and nobody else is touched: the reverse path
-//! filter of the devices that are ours, and the reservation of the ports that translation claims.
+//! Three are set, because nothing works without them and nobody else is touched: the reverse path
+//! filter of the devices that are ours, that the loopback device takes packets from own addresses,
+//! and the reservation of the ports that translation claims.
 //! Others are the node's policy: they are looked at, and said with the command that changes them.
 
 use std::fs;
@@ -82,6 +83,18 @@ impl Sysctl {
             self.write(&own, "2")?;
         }
         Ok(strict)
+    }
+
+    /// Lets a device take packets from addresses of this node. For the loopback device, where answers
+    /// to this node's own processes come in; nothing else arrives there without a route. Says whether
+    /// it had to be changed.
+    pub fn accept_local(&self, device: &str) -> Result<bool, SysctlError> {
+        let own = format!("ipv4/conf/{device}/accept_local");
+        let off = self.read(&own)? == "0";
+        if off {
+            self.write(&own, "1")?;
+        }
+        Ok(off)
     }
 
     /// Keeps the kernel from giving `ports` to sockets that ask for any port. What others have
@@ -237,6 +250,14 @@ mod tests {
             );
             assert_eq!(sysctl.read("ipv4/conf/veth1/rp_filter").unwrap(), after);
         }
+    }
+
+    #[test]
+    fn the_loopback_device_takes_packets_from_own_addresses() {
+        let (_folder, sysctl) = tree(&[("ipv4/conf/lo/accept_local", "0")]);
+        assert!(sysctl.accept_local("lo").unwrap());
+        assert_eq!(sysctl.read("ipv4/conf/lo/accept_local").unwrap(), "1");
+        assert!(!sysctl.accept_local("lo").unwrap());
     }
 
     #[test]

@@ -111,6 +111,7 @@ fn record(device: &DeviceFact, role: DeviceRole, sources: Sources) -> Device {
         source_v6: sources.v6,
         mac: device.mac,
         flags,
+        mtu: device.mtu,
     }
 }
 

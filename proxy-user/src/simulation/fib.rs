@@ -8,9 +8,13 @@ use proxy_common::datapath::Hop;
 pub enum Fib {
     /// An unreachable, prohibit or blackhole route.
     Refused,
-    /// Not to be forwarded, or not by the datapath: this node's own address, no route, a packet
-    /// larger than the route's MTU.
-    Stack,
+    /// Not to be forwarded: this node's own address, or no route.
+    Local,
+    /// To be forwarded, but not by the datapath: a route that encapsulates.
+    Stack {
+        /// The device that the packet came in by.
+        ifindex: u32,
+    },
     /// The route is known, the neighbour's link-layer address is not.
     NoNeighbour {
         /// The device that the packet leaves by.
@@ -32,7 +36,7 @@ impl Fib {
     #[must_use]
     pub const fn ifindex(&self) -> Option<u32> {
         match *self {
-            Self::Refused | Self::Stack => None,
+            Self::Refused | Self::Local | Self::Stack { .. } => None,
             Self::NoNeighbour { ifindex } | Self::Forward { ifindex, .. } => Some(ifindex),
         }
     }
@@ -45,14 +49,20 @@ impl Fib {
         let role = DeviceRole::from_raw(device.role);
         match *self {
             Self::Refused => Hop::default(),
-            Self::Stack => Hop {
+            Self::Local => Hop {
                 step: FlowStep::Local,
+                ..Hop::default()
+            },
+            Self::Stack { ifindex } => Hop {
+                step: FlowStep::Stack,
+                ifindex,
                 ..Hop::default()
             },
             Self::NoNeighbour { ifindex } => Hop {
                 step: FlowStep::Neighbour,
                 ifindex,
                 role,
+                mtu: device.mtu,
                 ..Hop::default()
             },
             Self::Forward {
@@ -71,6 +81,7 @@ impl Fib {
                 role,
                 link_destination: proxy_common::wire::MacAddr::from_bytes(destination),
                 link_source: proxy_common::wire::MacAddr::from_bytes(source),
+                mtu: device.mtu,
             },
         }
     }

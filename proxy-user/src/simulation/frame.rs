@@ -1,6 +1,6 @@
 //! A frame in ordinary memory.
 
-use proxy_common::wire::{self, Cursor, Delta};
+use proxy_common::wire::{self, Cursor, Delta, Metadata};
 
 /// Which of the kernel's frames this one stands for: they can be reshaped in different ways.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,21 @@ pub struct Frame {
     words: Vec<u16>,
     length: usize,
     layer: Layer,
+    for_this_host: bool,
+}
+
+/// There is nothing but the frame's bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct NoMetadata;
+
+impl Metadata for NoMetadata {
+    fn checksum_is_plain(self) -> bool {
+        true
+    }
+
+    fn segment_payload(self) -> u32 {
+        0
+    }
 }
 
 impl Frame {
@@ -34,7 +49,17 @@ impl Frame {
             words,
             length: bytes.len(),
             layer,
+            for_this_host: true,
         }
+    }
+
+    /// As the device with this link-layer address receives it: for this host, or for another one.
+    /// XDP cannot tell them apart.
+    #[must_use]
+    pub fn received_by(mut self, device: [u8; 6]) -> Self {
+        let bytes = self.bytes();
+        self.for_this_host = self.layer == Layer::Driver || bytes.starts_with(&device);
+        self
     }
 
     /// The bytes as they are now.
@@ -48,6 +73,17 @@ impl Frame {
 
 impl wire::Frame for Frame {
     const CHECKSUM_OFFLOAD: bool = false;
+    type Metadata = NoMetadata;
+
+    fn metadata(&self) -> NoMetadata {
+        NoMetadata
+    }
+
+    fn is_for_this_host(&self) -> bool {
+        self.for_this_host
+    }
+
+    fn pull(&mut self, _bytes: u32) {}
 
     fn cursor(&mut self) -> Cursor<'_> {
         Cursor::over(&mut self.words, self.length)
@@ -59,10 +95,6 @@ impl wire::Frame for Frame {
 
     fn length(&self) -> u64 {
         self.length as u64
-    }
-
-    fn checksum_is_plain(&self) -> bool {
-        true
     }
 
     fn adjust_transport_checksum(&mut self, _: u32, _: Delta, _: Delta, _: bool, _: bool) {}

@@ -178,6 +178,7 @@ pub struct FlowRecord {
     pub address_delta: u16,
     pub port_delta: u16,
     pub state: u8,
+    pub mtu: u16,
 }
 
 impl FlowRecord {
@@ -203,7 +204,7 @@ impl FlowRecord {
             port_delta: self.port_delta,
             state: self.state,
             step: self.step as u8,
-            pad: [0; 2],
+            mtu: self.mtu,
         }
     }
 }
@@ -227,6 +228,7 @@ impl<F: Family> From<&Flow<F>> for FlowRecord {
             address_delta: flow.address_delta,
             port_delta: flow.port_delta,
             state: flow.state,
+            mtu: flow.mtu,
         }
     }
 }

@@ -58,6 +58,8 @@ pub struct Uplink {
     pub source_v6: Ipv6Addr,
     /// Whether XDP may send to it.
     pub xdp: bool,
+    /// Its MTU, bytes.
+    pub mtu: u32,
 }
 
 /// A loaded datapath. Programs stay attached for as long as this value lives.
@@ -156,6 +158,7 @@ impl Datapath {
             } else {
                 0
             },
+            mtu: uplink.mtu,
         };
         self.maps
             .devices

@@ -193,6 +193,7 @@ fn attach(world: &World, services: u32, xdp: bool, options: &Options) -> Result<
                 source_v4: address,
                 source_v6: Ipv6Addr::UNSPECIFIED,
                 xdp,
+                mtu: 1_500,
             })?;
         }
         datapath.attach(&["n0", "n1"], xdp)

@@ -8,9 +8,9 @@ use proxy_common::datapath::{Event, Reason};
 use proxy_user::simulation::{FlowRecord, Tuple};
 
 use super::Hook;
-use super::place::Next;
+use super::place::{self, Next};
 use super::world::World;
-use crate::packet::{Packet, ones_complement_sum};
+use crate::packet::{Packet, SENT_TO, ones_complement_sum};
 
 /// One direction of a connection: what a packet is, and what it becomes.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,8 @@ pub struct Way {
     pub next: Next,
     /// Tags of the packets.
     pub vlan: u32,
+    /// What ends on this node comes in by the loopback device.
+    pub loopback: bool,
 }
 
 /// A connection that a case expects.
@@ -51,17 +53,26 @@ impl Connection {
                 rewritten,
                 next,
                 vlan: 0,
+                loopback: false,
             },
             answer: Way {
                 tuple: rewritten.reversed(),
                 rewritten: tuple.reversed(),
                 next: Next::UNKNOWN,
                 vlan: 0,
+                loopback: false,
             },
             backend,
             generation: record.generation,
             service: record.service,
         }
+    }
+
+    /// A connection of one of this node's processes to an address of this node.
+    #[must_use]
+    pub const fn through_loopback(mut self) -> Self {
+        self.answer.loopback = true;
+        self
     }
 
     /// The answering direction, and where it goes.
@@ -93,6 +104,7 @@ impl Connection {
             address_delta: delta(&addresses(&old), &addresses(&new)),
             port_delta: delta(&ports(&old), &ports(&new)),
             state,
+            mtu: 0,
         }
     }
 
@@ -101,7 +113,12 @@ impl Connection {
     pub fn entries(&self, now: u32) -> [(Tuple, FlowRecord); 2] {
         let mut original = self.entry(&self.forward, flow_state::ORIGINAL, now);
         resolve(&mut original, &self.forward);
-        let answer = self.entry(&self.answer, 0, now);
+        let state = if self.answer.loopback {
+            flow_state::LOOPBACK
+        } else {
+            0
+        };
+        let answer = self.entry(&self.answer, state, now);
         [(self.forward.tuple, original), (self.answer.tuple, answer)]
     }
 }
@@ -137,6 +154,7 @@ fn resolve(entry: &mut FlowRecord, way: &Way) {
     entry.link_destination = way.next.destination;
     entry.link_source = way.next.source;
     entry.vlan = way.vlan;
+    entry.mtu = way.next.mtu;
 }
 
 type Edit = Box<dyn Fn(&mut World) + Send + Sync>;
@@ -169,7 +187,10 @@ pub struct Step {
 }
 
 impl Step {
-    pub(super) fn new(hook: Hook, ifindex: u32, frame: Vec<u8>) -> Self {
+    pub(super) fn new(hook: Hook, ifindex: u32, mut frame: Vec<u8>) -> Self {
+        if let Some(destination) = frame.first_chunk_mut() {
+            *destination = own(hook, ifindex, *destination);
+        }
         Self {
             edit: None,
             hook,
@@ -198,7 +219,16 @@ impl Step {
 
     /// Expects this frame to come out.
     pub fn out(&mut self, packet: &Packet) -> &mut Self {
-        self.expected.frame = packet.bytes();
+        let (destination, source) = packet.link;
+        let own = |address| own(self.hook, self.ifindex, address);
+        let (destination, source) = (own(destination), own(source));
+        self.expected.frame = packet.clone().link(destination, source).bytes();
+        self
+    }
+
+    /// Expects the frame to have been cut to so many bytes.
+    pub fn cut_to(&mut self, bytes: usize) -> &mut Self {
+        self.expected.frame.truncate(bytes);
         self
     }
 
@@ -265,18 +295,31 @@ impl Step {
         let mut out = packet
             .clone()
             .between(rewritten.source, rewritten.destination);
-        if next.step != FlowStep::Local {
+        let stays = matches!(next.step, FlowStep::Local | FlowStep::Stack);
+        let mut action = action(&next);
+        if !stays {
             out = out.link(next.destination, next.source);
             if self.hook != Hook::Egress {
                 out.hops -= 1;
             }
+        } else if self.comes_back(way) {
+            out = out.link([0; 6], [0; 6]);
+            action = Action::Loopback;
         }
-        self.verdict(action(&next)).out(&out);
+        self.verdict(action).out(&out);
         self.entry(way.tuple, move |entry| {
             entry.packets += 1;
             entry.bytes += bytes;
             entry.state |= flow_state::SEEN;
         })
+    }
+
+    /// Whether a packet that ends on this node is handed in by the loopback device.
+    fn comes_back(&self, way: &Way) -> bool {
+        match self.hook {
+            Hook::Egress => self.ifindex != place::device::LO || way.next.step == FlowStep::Stack,
+            Hook::Xdp | Hook::Ingress => way.loopback,
+        }
     }
 
     /// Expects the direction's next hop to be asked for, at this time.
@@ -288,8 +331,8 @@ impl Step {
         })
     }
 
-    /// Expects a new connection that carries this packet.
-    pub fn opens(&mut self, packet: &Packet, connection: &Connection, now: u32) -> &mut Self {
+    /// Expects a new connection.
+    pub fn makes(&mut self, connection: &Connection, now: u32) -> &mut Self {
         let entries = connection.entries(now);
         self.flows(move |flows| flows.extend(entries));
         self.event(Event::FlowMade, 0);
@@ -297,7 +340,22 @@ impl Step {
         if forward.tuple.source.port() != forward.rewritten.source.port() {
             self.event(Event::PortClaimed, 0);
         }
-        self.carries(packet, forward)
+        self
+    }
+
+    /// Expects a new connection that carries this packet.
+    pub fn opens(&mut self, packet: &Packet, connection: &Connection, now: u32) -> &mut Self {
+        self.makes(connection, now);
+        self.carries(packet, &connection.forward)
+    }
+}
+
+/// [`SENT_TO`] stands for the address of the device that a frame comes in by.
+fn own(hook: Hook, ifindex: u32, address: [u8; 6]) -> [u8; 6] {
+    if address == SENT_TO && hook != Hook::Egress {
+        place::mac(ifindex)
+    } else {
+        address
     }
 }
 
@@ -306,7 +364,7 @@ fn action(next: &Next) -> Action {
         FlowStep::Transmit | FlowStep::Enqueue => Action::Transmit(next.ifindex),
         FlowStep::Pod => Action::Pod(next.ifindex),
         FlowStep::Neighbour => Action::Neighbour(next.ifindex),
-        FlowStep::Local => Action::Local,
+        FlowStep::Local | FlowStep::Stack => Action::Local,
         FlowStep::Resolve => Action::Drop(Reason::NoRoute),
     }
 }

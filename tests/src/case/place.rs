@@ -23,6 +23,8 @@ pub enum Version {
 
 /// Interface indexes. The namespace of the kernel executor has the same.
 pub mod device {
+    /// The loopback device.
+    pub const LO: u32 = proxy_common::abi::LOOPBACK;
     /// Uplink that XDP can send out of.
     pub const UP0: u32 = 10;
     /// Uplink that XDP cannot send out of.
@@ -38,7 +40,7 @@ pub mod device {
     /// Host end of pod B's veth pair.
     pub const POD_B: u32 = 21;
 
-    /// All of them.
+    /// All of them, but for the loopback device.
     pub const ALL: [u32; 7] = [UP0, UP1, VLAN, INNER_VLAN, STRANGE, POD_A, POD_B];
 }
 
@@ -48,13 +50,18 @@ pub const SENT_ARP: [u8; 42] = [
     0, 0, 0, 2, 192, 0, 2, 254, 0, 0, 0, 0, 0, 0, 192, 0, 2, 1,
 ];
 
-/// MTU of all devices, bytes.
-pub const MTU: usize = 1_500;
+/// MTU of all devices but the loopback device, bytes.
+pub const MTU: u16 = 1_500;
 
-/// The link-layer address of a device.
+/// The link-layer address of a device. VLAN devices have that of the device that they stand on.
 #[must_use]
 pub fn mac(ifindex: u32) -> [u8; 6] {
-    [0x02, 0, 0, 0, 0, u8::try_from(ifindex).unwrap_or_default()]
+    let number = match ifindex {
+        device::LO => return [0; 6],
+        device::VLAN | device::INNER_VLAN => device::UP0,
+        other => other,
+    };
+    [0x02, 0, 0, 0, 0, u8::try_from(number).unwrap_or_default()]
 }
 
 /// The link-layer address of a neighbour.
@@ -250,6 +257,8 @@ pub struct Next {
     pub destination: [u8; 6],
     /// Link-layer source.
     pub source: [u8; 6],
+    /// The device's MTU.
+    pub mtu: u16,
 }
 
 impl Next {
@@ -259,6 +268,7 @@ impl Next {
             ifindex: 0,
             destination: [0; 6],
             source: [0; 6],
+            mtu: 0,
         }
     }
 
@@ -268,6 +278,7 @@ impl Next {
             ifindex,
             destination: neighbour(number),
             source: mac(ifindex),
+            mtu: MTU,
         }
     }
 
@@ -309,6 +320,7 @@ impl Next {
     pub fn inner_vlan() -> Self {
         Self {
             source: mac(device::INNER_VLAN),
+            mtu: 0,
             ..Self::to(FlowStep::Enqueue, device::UP0, 5)
         }
     }
@@ -337,6 +349,7 @@ impl Next {
     /// A neighbour at `UP0` whose link-layer address is not known.
     pub const LOST: Self = Self {
         ifindex: device::UP0,
+        mtu: MTU,
         ..Self::none(FlowStep::Neighbour)
     };
 }

@@ -139,6 +139,17 @@ impl Default for World {
                 .devices
                 .insert(key, record(ifindex, role, source, flags));
         }
+        let loopback = Device {
+            role: DeviceRole::Loopback as u32,
+            ifindex: device::LO,
+            mtu: 65_536,
+            ..Device::default()
+        };
+        let key = DeviceKey {
+            ifindex: device::LO,
+            vlan: 0,
+        };
+        world.devices.insert(key, loopback);
         for host in [
             Host::Node,
             Host::NodeOnUp1,
@@ -164,6 +175,7 @@ fn record(ifindex: u32, role: DeviceRole, source: Host, flags: u16) -> Device {
         source_v6: Addr6::from(v6),
         mac: MacAddr::from_bytes(place::mac(ifindex)),
         flags,
+        mtu: u32::from(place::MTU),
     }
 }
 

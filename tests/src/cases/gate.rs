@@ -21,6 +21,8 @@ pub(super) const CASES: &[Entry] = &[
     both("no_source_address_drops", no_source),
     both("device_without_xdp_is_left_to_tc", enqueue),
     both("device_without_xdp_sends_back_what_it_received", bounce),
+    both("frames_for_another_host_pass", other_host),
+    both("groups_of_hosts_are_not_answered", group),
 ];
 
 const HOOKS: [Hook; 3] = [Hook::Xdp, Hook::Ingress, Hook::Egress];
@@ -193,4 +195,33 @@ fn bounce(net: Net) -> Case {
     case.send(Hook::Xdp, device::UP0, &data);
     case.carries(Hook::Ingress, device::UP0, &data, &made.forward);
     case
+}
+
+/// A switch that floods, or a mirror: the frame is another node's.
+fn elsewhere(net: Net, destination: [u8; 6]) -> Case {
+    let mut world = external(net, Host::RemoteA);
+    let empty = net.at(Host::Balancer, 81);
+    world.serve(6, empty, Reach::Balancer, &[]);
+    let mut case = Case::new(world);
+    let (client, service) = (net.at(Host::Client, 40_000), net.at(Host::Balancer, 80));
+    for packet in [
+        Packet::syn(client, service),
+        Packet::syn(client, empty),
+        Packet::udp(client, empty),
+        Packet::echo(client.ip(), service.ip()),
+    ] {
+        let (_, source) = packet.link;
+        let packet = packet.link(destination, source);
+        case.send(Hook::Xdp, device::UP0, &packet);
+        case.send(Hook::Ingress, device::UP0, &packet);
+    }
+    case
+}
+
+fn other_host(net: Net) -> Case {
+    elsewhere(net, [2, 0xcc, 0, 0, 0, 9])
+}
+
+fn group(net: Net) -> Case {
+    elsewhere(net, [0xff; 6])
 }

@@ -2,7 +2,7 @@
 
 use super::{Entry, Net, both, connection, only, tcp_connection};
 use crate::case::place::{Host, Next, Version, device};
-use crate::case::world::{CLAIMED, Reach, tags};
+use crate::case::world::{CLAIMED, Reach, TICK, tags};
 use crate::case::{Case, Connection, Hook, World};
 use crate::packet::{Packet, number};
 
@@ -46,7 +46,6 @@ pub(super) const CASES: &[Entry] = &[
     both("udp_checksum_that_becomes_zero_is_all_ones", udp_mangled),
     both("other_protocols_pass", other_protocols),
     both("icmp_errors_pass", icmp_error),
-    both("large_packet_at_tc_goes_by_the_stack", large),
 ];
 
 /// A TCP service that a pod uses, at a remote pod.
@@ -170,8 +169,16 @@ fn one_tag(net: Net) -> Case {
     let answer = made.answer_by(Next::vlan_client());
     let back = tagged(Packet::tcp(answer.tuple.source, answer.tuple.destination));
     case.carries_anew(Hook::Xdp, device::UP0, &back, &answer);
-    // The same tuple without the tag is met by an entry that is not meant for it.
-    case.send(Hook::Xdp, device::UP0, &Packet::tcp(client, service));
+    // The client has moved out of the VLAN, its connection with it.
+    let mut way = made.forward;
+    way.vlan = 0;
+    way.next.ifindex = device::VLAN;
+    let moved = Packet::tcp(client, service);
+    case.send(Hook::Xdp, device::UP0, &moved)
+        .resolved(&way, TICK);
+    case.carries(Hook::Ingress, device::UP0, &moved, &way);
+    // With the tag, it is for the VLAN device's hook from now on.
+    case.send(Hook::Ingress, device::UP0, &data);
     case
 }
 
@@ -381,17 +388,5 @@ fn icmp_error(net: Net) -> Case {
     let error = super::unreachable_for(&back);
     case.send(Hook::Xdp, device::UP0, &error);
     case.send(Hook::Ingress, device::UP0, &error);
-    case
-}
-
-fn large(net: Net) -> Case {
-    // What is larger than the device's MTU is the kernel's to split or to refuse. XDP does not see
-    // frames of that size, but its route lookup would not mind.
-    let (world, mut made) = plain(net);
-    let (client, service) = (made.forward.tuple.source, made.forward.tuple.destination);
-    made.forward.next = Next::LOCAL;
-    let mut case = Case::new(world);
-    let packet = Packet::tcp(client, service).payload(&[7; 1_600]);
-    case.opens(Hook::Ingress, device::POD_A, &packet, &made);
     case
 }

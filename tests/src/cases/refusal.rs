@@ -160,9 +160,12 @@ fn empty_in_vlan(net: Net) -> Case {
             .refuses(Reason::NoEndpoint, &unreachable_for(&datagram));
         case.send(Hook::Ingress, device::UP0, &syn)
             .refuses(Reason::NoEndpoint, &reset_for(&syn));
-        // A socket buffer with a tag in its bytes can't be given room behind the tag.
+        // A socket buffer with a tag in its bytes can't be given room behind the tag, and is dropped
+        // with no more than would have been quoted.
+        let quoted = datagram.bytes().len() - b"causeway".len();
         case.send(Hook::Ingress, device::UP0, &datagram)
-            .drops(Reason::NoEndpoint);
+            .drops(Reason::NoEndpoint)
+            .cut_to(quoted);
     }
     case
 }

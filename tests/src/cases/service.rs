@@ -185,6 +185,7 @@ fn node_to_local(net: Net) -> Case {
 }
 
 fn node_to_itself(net: Net) -> Case {
+    // To the cluster address it leaves by the uplink; the server's answer to an own address does not.
     let (client, service) = (net.at(Host::Node, 40_000), net.at(Host::Cluster, 443));
     let node = net.at(Host::Node, 6443);
     let world = net.serving((Host::Cluster, 443), Reach::Cluster, &[(Host::Node, 6443)]);
@@ -199,7 +200,7 @@ fn node_to_itself(net: Net) -> Case {
     let answer = made.answer_by(Next::LOCAL);
     case.carries_anew(
         Hook::Egress,
-        device::UP0,
+        device::LO,
         &Packet::tcp(node, client),
         &answer,
     );

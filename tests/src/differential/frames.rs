@@ -7,7 +7,7 @@ use proxy_user::simulation::{FlowRecord, Tuple};
 
 use super::random::Random;
 use crate::case::Hook;
-use crate::case::place::{Host, Version, device};
+use crate::case::place::{Host, Version, device, mac};
 use crate::packet::{Packet, Transport, flag, number};
 
 /// A frame and where it enters.
@@ -42,6 +42,12 @@ impl Frames {
                 input.frame.truncate(keep);
             }
             _ => {}
+        }
+        // Nearly always for this host.
+        if random.chance(19, 20)
+            && let Some(destination) = input.frame.first_chunk_mut()
+        {
+            *destination = mac(input.ifindex);
         }
         input
     }
@@ -85,6 +91,7 @@ fn place(random: &mut Random) -> (Hook, u32) {
         (Hook::Ingress, device::STRANGE),
         (Hook::Egress, device::UP0),
         (Hook::Egress, device::POD_A),
+        (Hook::Egress, device::LO),
     ])
 }
 
@@ -145,7 +152,7 @@ fn home(random: &mut Random, client: Host) -> (Hook, u32) {
     match client {
         Host::PodA => (Hook::Ingress, device::POD_A),
         Host::PodB => (Hook::Ingress, device::POD_B),
-        Host::Node => (Hook::Egress, device::UP0),
+        Host::Node => (Hook::Egress, random.pick([device::UP0, device::LO])),
         _ => (random.pick([Hook::Xdp, Hook::Ingress]), device::UP0),
     }
 }
@@ -192,7 +199,7 @@ fn vary(random: &mut Random, mut packet: Packet) -> Packet {
         ]);
     }
     if random.chance(1, 4) {
-        let length = random.pick([0, 1, 3, 64, 500, 1_400]);
+        let length = random.pick([0, 1, 3, 64, 500, 1_400, 1_600]);
         packet.payload = (0..length).map(|_| random.byte()).collect();
     }
     match random.below(24) {

@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::Result;
 
 use super::{Executor, Outcome, Seen};
-use crate::case::place::{self, MTU, RouteKind};
+use crate::case::place::{self, RouteKind};
 use crate::case::world::size;
 use crate::case::{Hook, World};
 
@@ -28,8 +28,6 @@ pub struct Host {
 /// A world as records, for one frame.
 struct Sources<'w> {
     world: &'w World,
-    hook: Hook,
-    bytes: usize,
 }
 
 impl SharedRecords for Sources<'_> {
@@ -79,7 +77,7 @@ impl<F: Family> Records<F> for Sources<'_> {
     fn route(&self, query: &RouteQuery<'_, F>) -> Fib {
         let (from, to) = (query.source.to_ip(), query.destination.to_ip());
         if needs_strict(from) || needs_strict(to) {
-            return Fib::Stack;
+            return Fib::Local;
         }
         self.resolve(to)
     }
@@ -101,15 +99,15 @@ fn needs_strict(address: IpAddr) -> bool {
 }
 
 impl Sources<'_> {
-    /// What `bpf_fib_lookup` says: longest prefix, then the neighbour, then (TC) the MTU.
+    /// What `bpf_fib_lookup` says: longest prefix, then the neighbour.
     fn resolve(&self, to: IpAddr) -> Fib {
         if place::own_addresses().iter().any(|(own, _)| *own == to) {
-            return Fib::Stack;
+            return Fib::Local;
         }
         let table = self.world.routes.iter();
         let matching = table.filter(|(net, _)| net.contains(&to));
         let Some((_, kind)) = matching.max_by_key(|(net, _)| net.prefix_len()) else {
-            return Fib::Stack;
+            return Fib::Local;
         };
         let (next, ifindex) = match *kind {
             RouteKind::Refused => return Fib::Refused,
@@ -119,10 +117,6 @@ impl Sources<'_> {
         let Some(destination) = self.world.neighbours.get(&(ifindex, next)) else {
             return Fib::NoNeighbour { ifindex };
         };
-        // is_skb_forwardable(): MTU, Ethernet header and one tag.
-        if self.hook != Hook::Xdp && self.bytes > MTU + 14 + 4 {
-            return Fib::Stack;
-        }
         Fib::Forward {
             ifindex,
             destination: *destination,
@@ -146,18 +140,14 @@ impl Executor for Host {
     }
 
     fn run(&mut self, hook: Hook, ifindex: u32, bytes: &[u8]) -> Result<Outcome> {
-        let sources = Sources {
-            world: &self.world,
-            hook,
-            bytes: bytes.len(),
-        };
+        let sources = Sources { world: &self.world };
         let simulation = Simulation::new(&sources, |_: Lookup| {});
         let layer = if hook == Hook::Xdp {
             Layer::Driver
         } else {
             Layer::SocketBuffer
         };
-        let mut frame = Frame::new(bytes, layer);
+        let mut frame = Frame::new(bytes, layer).received_by(place::mac(ifindex));
         let verdict = match hook {
             Hook::Xdp => run::<XdpUplink, _, _>(&mut frame, &simulation, ifindex),
             Hook::Ingress => run::<TcIngress, _, _>(&mut frame, &simulation, ifindex),

@@ -45,6 +45,10 @@ pub(super) fn make<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: 
             tables.remove_flow(&draft.answer);
             Admission::drop(Reason::FlowTableFull)
         }
+        Insertion::Busy => {
+            tables.remove_flow(&draft.answer);
+            Admission::drop(Reason::Changing)
+        }
     }
 }
 
@@ -81,6 +85,7 @@ fn claim<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Opt
             Insertion::Done => return None,
             Insertion::Exists => {}
             Insertion::Full => return Some(Admission::drop(Reason::FlowTableFull)),
+            Insertion::Busy => return Some(Admission::drop(Reason::Changing)),
         }
     }
     Some(Admission::drop(if keeps_port {
@@ -104,6 +109,9 @@ fn fill_answer<F: Family>(draft: &mut Draft<F>, now: u32) {
     flow.destination = key.source;
     flow.source_port = key.destination_port;
     flow.destination_port = key.source_port;
+    if draft.loopback {
+        flow.state = flow_state::LOOPBACK;
+    }
     flow.address_delta = address_delta(&draft.answer, flow);
 }
 

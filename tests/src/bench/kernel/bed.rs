@@ -131,6 +131,7 @@ impl Bed {
                 source_v4: Ipv4Addr::new(10, host, 0, 1),
                 source_v6: Ipv6Addr::new(0xfd00, 0x200 + u16::from(host), 0, 0, 0, 0, 0, 1),
                 xdp: true,
+                mtu: 1_500,
             })?;
         }
         for protocol in [Protocol::Tcp, Protocol::Udp] {
