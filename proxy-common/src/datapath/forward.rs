@@ -119,8 +119,5 @@ pub(super) fn store<F: Family>(flow: &mut Flow<F>, hop: &Hop, vlan: u32) {
     flow.link_destination = hop.link_destination;
     flow.link_source = hop.link_source;
     flow.step = hop.step as u8;
-    flow.mtu = match u16::try_from(hop.mtu) {
-        Ok(mtu) => mtu,
-        Err(_) => u16::MAX,
-    };
+    flow.mtu = u16::try_from(hop.mtu).unwrap_or(u16::MAX);
 }

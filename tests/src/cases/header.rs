@@ -48,20 +48,7 @@ pub(super) const CASES: &[Entry] = &[
     both("icmp_errors_pass", icmp_error),
 ];
 
-/// A TCP service that a pod uses, at a remote pod.
-fn plain(net: Net) -> (World, Connection) {
-    let (client, service) = (net.at(Host::PodA, 40_000), net.at(Host::Cluster, 80));
-    let pod = net.at(Host::RemoteA, 8080);
-    let world = net.serving(
-        (Host::Cluster, 80),
-        Reach::Cluster,
-        &[(Host::RemoteA, 8080)],
-    );
-    let made = tcp_connection(&world, (client, service), (client, pod), Next::peer());
-    (world, made)
-}
-
-/// As [`plain`], for a client outside and a balancer's address.
+/// A TCP service of a balancer's address that a client outside uses, at a remote pod.
 fn external(net: Net) -> (World, Connection) {
     let (client, service) = (net.at(Host::Client, 40_000), net.at(Host::Balancer, 80));
     let (pod, node) = (net.at(Host::RemoteA, 8080), net.at(Host::Node, CLAIMED));

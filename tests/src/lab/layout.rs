@@ -13,6 +13,9 @@ use ipnet::IpNet;
 
 use super::topology::{End, Neighbour, Place, Room, Route, Topology};
 
+/// Pods with numbers above this use the network of a node.
+pub const ON_HOST: u8 = 100;
+
 /// IPv4 or IPv6.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
@@ -136,9 +139,12 @@ impl Layout {
         uplink: Uplink::Plain,
     };
 
-    /// The node that pod `number` is on, both from 1.
+    /// The node that pod `number` is on, both from 1. Pod 100 + N uses the network of node N itself.
     #[must_use]
     pub const fn node_of(self, pod: u8) -> u8 {
+        if pod > ON_HOST {
+            return pod - ON_HOST;
+        }
         (pod - 1) / self.pods_per_node + 1
     }
 
@@ -146,12 +152,20 @@ impl Layout {
     #[must_use]
     pub fn pod(self, number: u8, family: Family) -> IpAddr {
         let node = self.node_of(number);
+        if number > ON_HOST {
+            return self::node(node, family);
+        }
         family.host([10, 244, node], [0xfd00, 0x244, node.into()], 10 + number)
     }
 
     /// The numbers of all pods.
     pub fn pods(self) -> impl Iterator<Item = u8> {
         1..=self.nodes * self.pods_per_node
+    }
+
+    /// The numbers of the pods that use their nodes' networks: one a node.
+    pub fn pods_on_hosts(self) -> impl Iterator<Item = u8> {
+        self.nodes().map(|node| ON_HOST + node)
     }
 
     /// The numbers of all nodes.

@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 
 use super::{
     answer,
-    layout::Layout,
+    layout::{Layout, ON_HOST},
     namespace::Namespace,
     process::Process,
     remains::{self, Owner},
@@ -87,6 +87,9 @@ impl World {
     /// Pod `number`'s namespace.
     #[must_use]
     pub fn pod(&self, number: u8) -> Namespace {
+        if number > ON_HOST {
+            return self.node(self.layout.node_of(number));
+        }
         self.room(&format!("pod{number}"))
     }
 
@@ -113,7 +116,8 @@ impl World {
         let world = &*self;
         let started: Vec<_> = thread::scope(|scope| {
             let start = |pod| scope.spawn(move || answer::serve(world, pod, lab));
-            let threads: Vec<_> = world.layout.pods().map(start).collect();
+            let pods = world.layout.pods().chain(world.layout.pods_on_hosts());
+            let threads: Vec<_> = pods.map(start).collect();
             threads
                 .into_iter()
                 .map(thread::ScopedJoinHandle::join)

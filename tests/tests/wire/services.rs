@@ -65,7 +65,7 @@ enum Seen {
 use Seen::{Either, NodeOf};
 
 /// `near` is served by pod1 on node1, `far` by pod3 on node2, `both` by either, `empty` by nobody;
-/// `inner` is only a cluster address, `ported` has no LoadBalancer address. LoadBalancer addresses
+/// `hosted` by a pod on the network of node1; `inner` is only a cluster address, `ported` has no LoadBalancer address. LoadBalancer addresses
 /// are routed to node1.
 #[rustfmt::skip]
 const ROWS: &[(&str, Asker, Target, Expected)] = &[
@@ -102,10 +102,23 @@ const ROWS: &[(&str, Asker, Target, Expected)] = &[
     ("node-port-far-from-pod", Pod(2), NodePort(1, "far"), Answer(&[3], Seen::Asker)),
     ("node-port-hairpin", Pod(1), NodePort(1, "near"), Answer(&[1], NodeOf(1))),
     ("node-port-from-other-node", Node(2), NodePort(1, "near"), Answer(&[1], Seen::Asker)),
+    ("node-port-near-from-own-node", Node(1), NodePort(1, "near"), Answer(&[1], Seen::Asker)),
+    ("node-port-far-from-own-node", Node(1), NodePort(1, "far"), Answer(&[3], Seen::Asker)),
+    ("node-port-empty-from-own-node", Node(1), NodePort(1, "empty"), Refusal),
+    ("hosted-balancer", Client, Balancer("hosted"), Answer(&[101], Seen::Asker)),
+    ("hosted-cluster-from-pod", Pod(2), ClusterIp("hosted"), Answer(&[101], Seen::Asker)),
+    ("hosted-cluster-from-pod-of-other-node", Pod(4), ClusterIp("hosted"), Answer(&[101], Seen::Asker)),
+    ("hosted-cluster-from-own-node", Node(1), ClusterIp("hosted"), Answer(&[101], Seen::Asker)),
+    ("hosted-cluster-from-other-node", Node(2), ClusterIp("hosted"), Answer(&[101], Seen::Asker)),
+    ("hosted-node-port", Client, NodePort(1, "hosted"), Answer(&[101], Seen::Asker)),
+    ("hosted-node-port-from-own-node", Node(1), NodePort(1, "hosted"), Answer(&[101], Seen::Asker)),
+    ("hosted-node-port-of-other-node-from-it", Node(2), NodePort(2, "hosted"), Answer(&[101], Seen::Asker)),
     ("host-port", Client, HostPort(1), Answer(&[1], Seen::Asker)),
     ("host-port-of-other-node", Client, HostPort(2), Answer(&[3], Seen::Asker)),
     ("host-port-from-pod", Pod(2), HostPort(1), Answer(&[1], Seen::Asker)),
     ("host-port-from-pod-of-other-node", Pod(4), HostPort(1), Answer(&[1], Seen::Asker)),
+    ("host-port-from-own-node", Node(1), HostPort(1), Answer(&[1], Seen::Asker)),
+    ("host-port-from-other-node", Node(2), HostPort(1), Answer(&[1], Seen::Asker)),
     ("host-port-hairpin", Pod(1), HostPort(1), Answer(&[1], NodeOf(1))),
 ];
 
@@ -136,6 +149,7 @@ pub(crate) fn services() -> Vec<Service> {
         Service::balanced("empty", 13, &[]),
         of_kind(Kind::ClusterIp, "inner", 14),
         of_kind(Kind::NodePort, "ported", 15),
+        Service::balanced("hosted", 16, &[101]),
     ]
 }
 
