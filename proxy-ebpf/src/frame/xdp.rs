@@ -36,8 +36,8 @@ impl XdpFrame {
     }
 }
 
-/// Longest link layer: Ethernet and two tags, in 16-bit words.
-const LINK_WORDS: usize = 11;
+/// Where the link layer may end: after Ethernet, one tag, or two.
+const LINK_ENDS: [usize; 3] = [14, 18, 22];
 
 /// There is nothing but the frame's bytes.
 #[derive(Clone, Copy)]
@@ -109,17 +109,24 @@ impl Frame for XdpFrame {
         let start = self.data();
         let end = self.data_end();
         let bytes = (bytes & 0x3f) as usize;
-        for word in 0..LINK_WORDS {
-            if word * 2 >= link as usize {
+        let mut offset = 0;
+        for link_end in LINK_ENDS {
+            // Only compared with lengths that a link layer can have. Up to 6.12 the verifier follows
+            // `link < 21`, though 14, 18 and 22 are all it can be, and takes every pointer that
+            // `link` is added to on that impossible way for a number.
+            if (link as usize) < link_end {
                 break;
             }
-            let to = start + word * 2;
-            let from = to + bytes;
-            if from + 2 > end || to + 2 > end {
-                return None;
+            while offset < link_end {
+                let to = start + offset;
+                let from = to + bytes;
+                if from + 2 > end || to + 2 > end {
+                    return None;
+                }
+                // SAFETY: both words lie within the frame, as just checked.
+                unsafe { *(to as *mut u16) = *(from as *const u16) };
+                offset += 2;
             }
-            // SAFETY: both words lie within the frame, as just checked.
-            unsafe { *(to as *mut u16) = *(from as *const u16) };
         }
         Some(())
     }
