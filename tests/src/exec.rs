@@ -3,6 +3,7 @@
 pub mod host;
 pub mod kernel;
 pub mod namespace;
+mod requests;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
