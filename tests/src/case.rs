@@ -89,16 +89,6 @@ impl Case {
         step
     }
 
-    /// Whether an XDP step needs to be told by which device its frame came in: one that is not `UP0`,
-    /// or one with tags, which leaves by the same device.
-    #[must_use]
-    pub fn needs_device_at_xdp(&self) -> bool {
-        let tagged = |frame: &[u8]| matches!(frame.get(12..14), Some([0x81, 0] | [0x88, 0xa8]));
-        self.steps.iter().any(|step| {
-            step.hook == Hook::Xdp && (step.ifindex != place::device::UP0 || tagged(&step.frame))
-        })
-    }
-
     /// The time of the steps to come.
     fn tick(&self) -> u32 {
         let mut world = self.world.clone();

@@ -1,5 +1,6 @@
 //! Executors: where a case is played.
 
+mod arrival;
 pub mod host;
 pub mod kernel;
 pub mod namespace;
@@ -50,14 +51,14 @@ pub trait Executor {
     fn verify(&mut self) -> Result<()>;
 }
 
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
 const XDP_TX: u32 = 3;
 const XDP_REDIRECT: u32 = 4;
 
 /// What a program returns for an action (`proxy-ebpf`, `main`).
 #[must_use]
 pub fn return_code(hook: Hook, ifindex: u32, action: Action) -> u32 {
-    const XDP_DROP: u32 = 1;
-    const XDP_PASS: u32 = 2;
     const UNSPEC: u32 = u32::MAX;
     const SHOT: u32 = 2;
     const REDIRECT: u32 = 7;

@@ -3,7 +3,6 @@
 //! Names say where a case is played: `host::`, `kernel::`, `differential::`. The kernel's need root.
 
 use std::env;
-use std::fs;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 use std::sync::mpsc::{Sender, channel};
@@ -100,17 +99,9 @@ fn random_histories(kernel: &mut Kernel) -> Result<()> {
     Ok(())
 }
 
-/// The running kernel's version: major and minor.
-fn release() -> Option<(u32, u32)> {
-    let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
-    let mut numbers = text.split('.').map_while(|part| part.parse().ok());
-    Some((numbers.next()?, numbers.next()?))
-}
-
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
-    let old = release().is_some_and(|release| release < (5, 14));
     for case in cases::all() {
         let name = format!("host::{}", case.name);
         trials.push(Trial::test(name, move || {
@@ -119,12 +110,9 @@ fn main() -> ExitCode {
     }
     for case in cases::all() {
         let name = format!("kernel::{}", case.name);
-        // Before Linux 5.14 an XDP test run's frame always comes in by the loopback device.
-        let impossible = old && case.needs_device_at_xdp();
-        let trial = Trial::test(name, move || {
+        trials.push(Trial::test(name, move || {
             outcome(in_kernel(move |kernel| play(&case, kernel)))
-        });
-        trials.push(trial.with_ignored_flag(impossible));
+        }));
     }
     trials.push(Trial::test("differential::random_histories", || {
         outcome(in_kernel(random_histories))

@@ -1,7 +1,6 @@
 //! Plays cases in the kernel, by `BPF_PROG_TEST_RUN` of the embedded object's programs.
 
 use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::process;
@@ -17,7 +16,9 @@ use proxy_user::dataplane::table::Table;
 use proxy_user::dataplane::{Globals, Maps, PinFolder, Programs};
 use proxy_user::simulation::{FlowRecord, Tuple, narrow};
 
+use super::arrival::{Arrivals, is_tagged};
 use super::namespace::Namespace;
+use super::requests::PEER;
 use super::{Executor, Outcome, Seen, XDP_REDIRECT, XDP_TX, compare_maps};
 use crate::case::place::device;
 use crate::case::world::{TICK, size};
@@ -39,11 +40,15 @@ pub struct Kernel {
     /// What the maps hold, as far as this executor and the programs' visible results say.
     world: World,
     counters: BTreeMap<u32, Counter>,
-    held: Vec<OwnedFd>,
-    /// Whether a test run can be given the device that an XDP frame came in by (Linux 5.14, commit
-    /// `ec94670fcb3b`). Before, it comes in by the loopback device.
-    device_at_xdp: bool,
+    /// By device, the program there: the time that it was loaded for, and what keeps it there.
+    held: BTreeMap<u32, (u32, OwnedFd)>,
+    /// Before Linux 5.14 a test run cannot be given the device that an XDP frame comes in by, and
+    /// takes the loopback device. This is for frames that need another.
+    arrivals: Option<Arrivals>,
 }
+
+/// Devices that XDP programs are attached to.
+const XDP_DEVICES: [u32; 2] = [device::UP0, device::UP1];
 
 impl Kernel {
     /// Moves the calling thread into a new namespace, loads programs and makes empty maps.
@@ -77,25 +82,42 @@ impl Kernel {
                 ..World::default()
             },
             counters: BTreeMap::new(),
-            held: Vec::new(),
-            device_at_xdp: true,
+            held: BTreeMap::new(),
+            arrivals: None,
         };
         kernel.hold_devices()?;
         Ok(kernel)
     }
 
+    /// Attaches XDP programs, and finds out whether test runs can be told a device.
     fn hold_devices(&mut self) -> Result<()> {
-        let programs = self.programs(TICK)?;
-        let held: io::Result<Vec<OwnedFd>> = [device::UP0, device::UP1]
-            .into_iter()
-            .map(|ifindex| programs.xdp_uplink.hold_native(ifindex))
-            .collect();
+        for ifindex in XDP_DEVICES {
+            self.hold(ifindex, TICK)?;
+        }
         let probe = [0; 64];
         let context = xdp_context(device::UP0, probe.len())?;
-        let told = programs.xdp_uplink.test_run(&probe, &context, &mut []);
-        let told = !matches!(&told, Err(error) if error.raw_os_error() == Some(libc::EINVAL));
-        self.held = held.context("attaching xdp_uplink to a veth device")?;
-        self.device_at_xdp = told;
+        let told = self
+            .programs(TICK)?
+            .xdp_uplink
+            .test_run(&probe, &context, &mut []);
+        if matches!(&told, Err(error) if error.raw_os_error() == Some(libc::EINVAL)) {
+            for ifindex in XDP_DEVICES {
+                self.hold(ifindex + PEER, TICK)?;
+            }
+            self.arrivals = Some(Arrivals::open(&XDP_DEVICES)?);
+        }
+        Ok(())
+    }
+
+    /// Sees that the XDP program for a time is attached to a device.
+    fn hold(&mut self, ifindex: u32, tick: u32) -> Result<()> {
+        if self.held.get(&ifindex).is_none_or(|(now, _)| *now != tick) {
+            // A device takes one program.
+            drop(self.held.remove(&ifindex));
+            let held = self.programs(tick)?.xdp_uplink.hold_native(ifindex);
+            let held = held.with_context(|| format!("attaching xdp_uplink to device {ifindex}"))?;
+            self.held.insert(ifindex, (tick, held));
+        }
         Ok(())
     }
 
@@ -144,14 +166,20 @@ impl Kernel {
 
     /// Runs one frame and says the return code and the frame, without looking at the maps.
     pub fn run_only(&mut self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
-        let at_xdp = self.device_at_xdp;
-        let programs = self.programs(self.world.tick)?;
+        let tick = self.world.tick;
+        let at_loopback = self.arrivals.is_some();
+        if at_loopback && hook == Hook::Xdp && (ifindex != device::UP0 || is_tagged(frame)) {
+            self.hold(ifindex, tick)?;
+            let arrivals = self.arrivals.as_ref().context("just seen")?;
+            return arrivals.arrive(ifindex, frame);
+        }
+        let programs = self.programs(tick)?;
         let mut out = vec![0; ROOM];
         // struct __sk_buff up to ifindex. ingress_ifindex is 0: made on this node.
         let mut skb = [0; 11];
         skb[10] = ifindex;
         let run = match hook {
-            Hook::Xdp if at_xdp => {
+            Hook::Xdp if !at_loopback => {
                 let context = xdp_context(ifindex, frame.len())?;
                 programs.xdp_uplink.test_run(frame, &context, &mut out)
             }
@@ -163,7 +191,7 @@ impl Kernel {
         out.truncate(run.length);
         // Where frames come in by the loopback device, back out of UP0 is a redirect.
         let returned = match (hook, run.returned) {
-            (Hook::Xdp, XDP_REDIRECT) if !at_xdp => XDP_TX,
+            (Hook::Xdp, XDP_REDIRECT) if at_loopback => XDP_TX,
             (_, returned) => returned,
         };
         Ok((returned, out))
@@ -313,7 +341,7 @@ impl Kernel {
     /// device is what `UP0` is.
     fn localised(&self, world: &World) -> World {
         let mut world = world.clone();
-        if !self.device_at_xdp {
+        if self.arrivals.is_some() {
             let at_loopback: Vec<_> = world
                 .devices
                 .iter()
