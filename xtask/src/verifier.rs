@@ -80,34 +80,65 @@ impl Budget {
     }
 }
 
+/// What each program may cost, by name.
+#[derive(Debug)]
+pub(crate) struct Budgets(BTreeMap<String, Budget>);
+
+impl Budgets {
+    fn file() -> PathBuf {
+        workspace::root().join("proxy-ebpf/budget.toml")
+    }
+
+    /// Reads the budget file.
+    pub(crate) fn read() -> Result<Self> {
+        let file = Self::file();
+        let text = fs::read_to_string(&file).with_context(|| {
+            format!(
+                "cannot read {}: `cargo xtask verifier --update` makes it",
+                file.display()
+            )
+        })?;
+        Self::parse(&text).with_context(|| format!("{} is not as it should be", file.display()))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        Ok(Self(toml::from_str(text)?))
+    }
+
+    /// What is over budget, and which programs lack a budget or a measurement.
+    pub(crate) fn faults(&self, programs: &[Measurement]) -> Vec<String> {
+        let mut faults: Vec<String> = Vec::new();
+        for program in programs {
+            match self.0.get(&program.name) {
+                Some(budget) => faults.extend(budget.excess(program)),
+                None => faults.push(format!("{}: has no budget", program.name)),
+            }
+        }
+        for name in self.0.keys() {
+            if !programs.iter().any(|program| program.name == *name) {
+                faults.push(format!("{name}: has a budget and was not loaded"));
+            }
+        }
+        faults
+    }
+}
+
 /// Loads every program into the running kernel, prints the table, and compares or writes budgets.
 pub(crate) fn run(update: bool) -> Result<()> {
     let programs = measure()?;
-    let file = workspace::root().join("proxy-ebpf/budget.toml");
     if update {
-        write(&file, &programs)?;
+        write(&Budgets::file(), &programs)?;
     }
-    let budgets = read(&file)?;
-    print(&programs, &budgets);
-    let mut faults: Vec<String> = Vec::new();
-    for program in &programs {
-        match budgets.get(&program.name) {
-            Some(budget) => faults.extend(budget.excess(program)),
-            None => faults.push(format!("{}: has no budget", program.name)),
-        }
-    }
-    for name in budgets.keys() {
-        if !programs.iter().any(|program| program.name == *name) {
-            faults.push(format!("{name}: has a budget and is not in the object"));
-        }
-    }
+    let budgets = Budgets::read()?;
+    print(&programs, &budgets.0);
+    let faults = budgets.faults(&programs);
     if faults.is_empty() {
         return Ok(());
     }
     bail!(
         "over budget ({}): {}\nif that is meant: `cargo xtask verifier --update`, and say why in \
          the commit",
-        file.display(),
+        Budgets::file().display(),
         faults.join("; ")
     )
 }
@@ -125,16 +156,6 @@ fn measure() -> Result<Vec<Measurement>> {
         bail!("the programs did not load into the running kernel (see above)");
     }
     Ok(programs)
-}
-
-fn read(file: &PathBuf) -> Result<BTreeMap<String, Budget>> {
-    let text = fs::read_to_string(file).with_context(|| {
-        format!(
-            "cannot read {}: `cargo xtask verifier --update` makes it",
-            file.display()
-        )
-    })?;
-    toml::from_str(&text).with_context(|| format!("{} is not as it should be", file.display()))
 }
 
 fn write(file: &PathBuf, programs: &[Measurement]) -> Result<()> {
@@ -177,7 +198,7 @@ fn print(programs: &[Measurement], budgets: &BTreeMap<String, Budget>) {
 
 #[cfg(test)]
 mod tests {
-    use super::{Budget, Measurement};
+    use super::{Budget, Budgets, Measurement};
 
     fn program() -> Measurement {
         Measurement::read(
@@ -201,6 +222,23 @@ mod tests {
             [
                 "tc_ingress: 5501 verified instructions, 5500 at most",
                 "tc_ingress: 225 bytes of stack, 224 at most"
+            ]
+        );
+    }
+
+    #[test]
+    fn programs_and_budgets_belong_together() {
+        let budgets = |name: &str| {
+            let text = "instructions = 1000\nverified = 5000\nstack_bytes = 224\n";
+            Budgets::parse(&format!("[{name}]\n{text}")).unwrap()
+        };
+        let programs = [program()];
+        assert!(budgets("tc_ingress").faults(&programs).is_empty());
+        assert_eq!(
+            budgets("tc_egress").faults(&programs),
+            [
+                "tc_ingress: has no budget",
+                "tc_egress: has a budget and was not loaded"
             ]
         );
     }

@@ -16,10 +16,14 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::tally::Tally;
+use crate::verifier::Budgets;
 use crate::workspace;
 use guest::Executables;
 use kernel::Kernel;
 use report::Report;
+
+/// A guest takes half a minute, several times that on a machine with other things to do.
+const GUEST_SECONDS: u64 = 300;
 
 /// Which kernels, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -34,7 +38,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2)]
     jobs: usize,
     /// Seconds that one guest may take
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = GUEST_SECONDS)]
     guest_seconds: u64,
 }
 
@@ -44,7 +48,7 @@ impl Default for Options {
             kernels: kernel::SERIES.map(str::to_owned).to_vec(),
             refresh: false,
             jobs: 2,
-            guest_seconds: 600,
+            guest_seconds: GUEST_SECONDS,
         }
     }
 }
@@ -57,7 +61,8 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     );
     let kernels = kernel::fetch(&options.kernels, options.refresh)?;
     let executables = Executables::build()?;
-    let reports = boot_all(&kernels, &executables, options);
+    let budgets = Budgets::read()?;
+    let reports = boot_all(&kernels, &executables, &budgets, options);
 
     println!();
     report::print(&reports);
@@ -70,7 +75,12 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
 }
 
 /// Takes kernels one after the other, `jobs` at a time.
-fn boot_all(kernels: &[Kernel], executables: &Executables, options: &Options) -> Vec<Report> {
+fn boot_all(
+    kernels: &[Kernel],
+    executables: &Executables,
+    budgets: &Budgets,
+    options: &Options,
+) -> Vec<Report> {
     let next = AtomicUsize::new(0);
     let reports = Mutex::new(Vec::new());
     let time_out = Duration::from_secs(options.guest_seconds);
@@ -78,7 +88,7 @@ fn boot_all(kernels: &[Kernel], executables: &Executables, options: &Options) ->
         for _ in 0..options.jobs.clamp(1, kernels.len().max(1)) {
             scope.spawn(|| {
                 while let Some(kernel) = kernels.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let report = boot(kernel, executables, time_out)
+                    let report = boot(kernel, executables, budgets, time_out)
                         .unwrap_or_else(|error| Report::broken(kernel, format!("{error:#}")));
                     report.announce();
                     if let Ok(mut reports) = reports.lock() {
@@ -97,7 +107,12 @@ fn boot_all(kernels: &[Kernel], executables: &Executables, options: &Options) ->
     reports
 }
 
-fn boot(kernel: &Kernel, executables: &Executables, time_out: Duration) -> Result<Report> {
+fn boot(
+    kernel: &Kernel,
+    executables: &Executables,
+    budgets: &Budgets,
+    time_out: Duration,
+) -> Result<Report> {
     let folder = workspace::target().join("vm").join(&kernel.series);
     let archive = guest::pack(kernel, executables, &folder)
         .with_context(|| format!("cannot pack the guest for {}", kernel.release))?;
@@ -106,5 +121,5 @@ fn boot(kernel: &Kernel, executables: &Executables, time_out: Duration) -> Resul
     let log = folder.join("serial.log");
     std::fs::write(&log, &outcome.serial)
         .with_context(|| format!("cannot write {}", log.display()))?;
-    Ok(Report::read(kernel, &outcome, executables))
+    Ok(Report::read(kernel, &outcome, executables, budgets))
 }

@@ -23,7 +23,7 @@ echo "causeway-guest: kernel $(uname -r)"
 /tests/programs
 echo "causeway-guest: programs ended with $?"
 if [ -x /tests/datapath ]; then
-    /tests/datapath kernel --test-threads=1
+    /tests/datapath kernel:: --skip host:: --test-threads=1 --color=never
     echo "causeway-guest: datapath ended with $?"
 fi
 echo "causeway-guest: end"

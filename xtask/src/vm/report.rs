@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use serde::Serialize;
@@ -10,10 +11,14 @@ use super::guest::{Executables, MARKER};
 use super::kernel::Kernel;
 use super::machine::Outcome;
 use crate::tally::Tally;
-use crate::verifier::Measurement;
+use crate::verifier::{Budgets, Measurement};
 
 /// Lines of the serial log that are shown when a guest failed.
 const SHOWN_LINES: usize = 60;
+
+/// How long one program may take to load. Emulated, all kernels need one or two seconds; a verifier
+/// that has become quadratic in something needs minutes.
+const LOAD_LIMIT: Duration = Duration::from_secs(20);
 
 /// One guest.
 #[derive(Debug, Serialize)]
@@ -26,6 +31,8 @@ pub(super) struct Report {
     programs: Vec<Measurement>,
     passed: u64,
     failed: u64,
+    /// Which programs cost more there than they may; each is a failure.
+    over_budget: Vec<String>,
     /// Why this guest failed, if it did.
     fault: Option<String>,
     #[serde(skip)]
@@ -42,14 +49,20 @@ impl Report {
             programs: Vec::new(),
             passed: 0,
             failed: 1,
+            over_budget: Vec::new(),
             fault: Some(fault),
             tail: String::new(),
         }
     }
 
     /// Reads the serial line: every executable must have ended well, and the init have come to its
-    /// end under the kernel that was meant.
-    pub(super) fn read(kernel: &Kernel, outcome: &Outcome, executables: &Executables) -> Self {
+    /// end under the kernel that was meant. The budget is one for all kernels.
+    pub(super) fn read(
+        kernel: &Kernel,
+        outcome: &Outcome,
+        executables: &Executables,
+        budgets: &Budgets,
+    ) -> Self {
         let mut programs = Vec::new();
         let mut tally = Tally::default();
         let mut said = Vec::new();
@@ -62,13 +75,11 @@ impl Report {
         }
         let fault = fault(&kernel.release, &said, executables, outcome.cut_off);
         let passed = tally.passed + programs.len() as u64;
-        // A fault without a failed test is a failure all the same.
-        let failed = tally.failed.max(u64::from(fault.is_some()));
-        let tail: Vec<&str> = outcome.serial.lines().collect();
-        let tail = tail
-            .get(tail.len().saturating_sub(SHOWN_LINES)..)
-            .unwrap_or_default()
-            .join("\n");
+        let over_budget = over_budget(&programs, budgets);
+        // A fault without a failed test is a failure all the same, and so is a test left out.
+        let failed = (tally.failed + tally.ignored).max(u64::from(fault.is_some()))
+            + over_budget.len() as u64;
+        let tail = tail(&outcome.serial);
         Self {
             series: kernel.series.clone(),
             release: kernel.release.clone(),
@@ -76,6 +87,7 @@ impl Report {
             programs,
             passed,
             failed,
+            over_budget,
             fault,
             tail,
         }
@@ -92,6 +104,9 @@ impl Report {
                 "kernel {}: {fault}; the end of what it said:\n{}",
                 self.release, self.tail
             ),
+        }
+        for excess in &self.over_budget {
+            println!("kernel {}: over budget: {excess}", self.release);
         }
     }
 
@@ -125,6 +140,40 @@ fn fault(release: &str, said: &[&str], executables: &Executables, cut_off: bool)
         return Some("its init did not come to its end".to_owned());
     }
     None
+}
+
+/// The last lines before the first executable ended badly, or before the guest itself ended: what
+/// comes after an executable's failure often comes of it.
+fn tail(serial: &str) -> String {
+    let ended_badly = |line: &str| {
+        line.split_once(MARKER)
+            .and_then(|(_, said)| said.split_once(" ended with "))
+            .is_some_and(|(_, code)| code.trim() != "0")
+    };
+    let lines: Vec<&str> = serial.lines().collect();
+    let end = lines.iter().position(|line| ended_badly(line));
+    let end = end.map_or(lines.len(), |position| position + 1);
+    lines
+        .get(end.saturating_sub(SHOWN_LINES)..end)
+        .unwrap_or_default()
+        .join("\n")
+}
+
+/// What costs more than its budget, or takes too long to load.
+fn over_budget(programs: &[Measurement], budgets: &Budgets) -> Vec<String> {
+    let mut excess = budgets.faults(programs);
+    let limit = LOAD_LIMIT.as_secs();
+    for program in programs {
+        let load = Duration::from_micros(program.load_us);
+        if load > LOAD_LIMIT {
+            let seconds = load.as_secs_f64();
+            excess.push(format!(
+                "{}: loads in {seconds:.1} s, {limit} at most",
+                program.name
+            ));
+        }
+    }
+    excess
 }
 
 /// One line per kernel and program.
@@ -164,7 +213,7 @@ pub(super) fn record(reports: &[Report], file: &Path) -> Result<()> {
 mod tests {
     use std::path::PathBuf;
 
-    use super::{Executables, fault};
+    use super::{Executables, fault, tail};
 
     fn executables() -> Executables {
         Executables {
@@ -198,5 +247,14 @@ mod tests {
         ];
         assert_eq!(judge(&failed).as_deref(), Some("`datapath` ended with 101"));
         assert!(fault("6.1.0", &all, &executables(), true).is_some());
+    }
+
+    #[test]
+    fn the_first_failure_is_shown() {
+        let serial = "boot\ncauseway-guest: kernel 6.1.0\nrefused\ncauseway-guest: programs ended \
+                      with 1\nlater\ncauseway-guest: datapath ended with 101\n";
+        assert!(tail(serial).ends_with("refused\ncauseway-guest: programs ended with 1"));
+        let serial = "causeway-guest: programs ended with 0\npanic";
+        assert!(tail(serial).ends_with("panic"));
     }
 }
