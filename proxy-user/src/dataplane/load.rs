@@ -177,17 +177,34 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Program, LoadError> {
     let explain = |error| explain(name, error);
     let fd = match ebpf.program_mut(name) {
         Some(AyaProgram::Xdp(program)) => {
-            program.load().map_err(explain)?;
+            undisturbed(|| program.load()).map_err(explain)?;
             program.fd().map_err(explain)?.as_fd().try_clone_to_owned()
         }
         Some(AyaProgram::SchedClassifier(program)) => {
-            program.load().map_err(explain)?;
+            undisturbed(|| program.load()).map_err(explain)?;
             program.fd().map_err(explain)?.as_fd().try_clone_to_owned()
         }
         _ => return Err(LoadError::Missing { name }),
     };
     fd.and_then(|fd| Program::new(name, fd))
         .map_err(|source| LoadError::Refused { name, source })
+}
+
+/// Loads anew when a signal to this process came in between, which makes the verifier give up
+/// (`do_check` in kernel/bpf/verifier.c). As many times as libbpf does.
+fn undisturbed(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 5;
+    let disturbed = |error: &ProgramError| {
+        matches!(error, ProgramError::LoadError { io_error, .. }
+            if io_error.raw_os_error() == Some(libc::EAGAIN))
+    };
+    for _ in 1..ATTEMPTS {
+        match load() {
+            Err(error) if disturbed(&error) => {}
+            result => return result,
+        }
+    }
+    load()
 }
 
 fn explain(name: &'static str, error: ProgramError) -> LoadError {
@@ -237,7 +254,35 @@ fn summary(log: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use super::summary;
+    use std::io;
+
+    use aya::programs::ProgramError;
+    use aya_obj::VerifierLog;
+
+    use super::{summary, undisturbed};
+
+    fn refusal(number: i32) -> ProgramError {
+        ProgramError::LoadError {
+            io_error: io::Error::from_raw_os_error(number),
+            verifier_log: VerifierLog::new(String::new()),
+        }
+    }
+
+    #[test]
+    fn a_signal_is_no_refusal() {
+        let attempts = |mut results: Vec<i32>| {
+            let mut count = 0;
+            let result = undisturbed(|| {
+                count += 1;
+                results.pop().map_or(Ok(()), |number| Err(refusal(number)))
+            });
+            (count, result.is_ok())
+        };
+        assert_eq!(attempts(vec![]), (1, true));
+        assert_eq!(attempts(vec![libc::EAGAIN; 4]), (5, true));
+        assert_eq!(attempts(vec![libc::EAGAIN; 9]), (5, false));
+        assert_eq!(attempts(vec![libc::EACCES]), (1, false));
+    }
 
     #[test]
     fn the_reason_is_found_before_the_statistics() {
