@@ -5,9 +5,9 @@
 use std::env;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, OnceLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -19,13 +19,20 @@ use proxy_tests::{cases, differential};
 
 type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
 
+/// A thread, and the way to give it work.
+struct Worker {
+    jobs: Result<Sender<Job>, String>,
+    thread: JoinHandle<()>,
+}
+
 /// The one thread that has a namespace, programs and maps; all kernel cases take turns there.
-fn kernel_thread() -> &'static Mutex<Result<Sender<Job>, String>> {
-    static THREAD: OnceLock<Mutex<Result<Sender<Job>, String>>> = OnceLock::new();
-    THREAD.get_or_init(|| {
+static WORKER: Mutex<Option<Worker>> = Mutex::new(None);
+
+impl Worker {
+    fn start() -> Self {
         let (ready, started) = channel();
         let (sender, jobs) = channel::<Job>();
-        thread::spawn(move || match Kernel::start() {
+        let thread = thread::spawn(move || match Kernel::start() {
             Ok(mut kernel) => {
                 let _ = ready.send(Ok(()));
                 while let Ok(job) = jobs.recv() {
@@ -39,8 +46,18 @@ fn kernel_thread() -> &'static Mutex<Result<Sender<Job>, String>> {
         let outcome = started
             .recv()
             .unwrap_or_else(|_| Err("the kernel executor's thread has gone".to_owned()));
-        Mutex::new(outcome.map(|()| sender))
-    })
+        Self {
+            jobs: outcome.map(|()| sender),
+            thread,
+        }
+    }
+
+    /// Waits until the executor has cleaned up after itself.
+    fn end(self) {
+        drop(self.jobs);
+        // What it panicked of, a case has said.
+        let _ = self.thread.join();
+    }
 }
 
 fn in_kernel(work: impl FnOnce(&mut Kernel) -> Result<()> + Send + 'static) -> Result<()> {
@@ -48,9 +65,11 @@ fn in_kernel(work: impl FnOnce(&mut Kernel) -> Result<()> + Send + 'static) -> R
     let job: Job = Box::new(move |kernel| {
         let _ = reply.send(work(kernel));
     });
-    let sender = kernel_thread()
+    let sender = WORKER
         .lock()
         .map_err(|_| anyhow!("another test panicked"))?
+        .get_or_insert_with(Worker::start)
+        .jobs
         .clone()
         .map_err(|error| anyhow!("the kernel executor does not start: {error}"))?;
     sender
@@ -117,5 +136,11 @@ fn main() -> ExitCode {
     trials.push(Trial::test("differential::random_histories", || {
         outcome(in_kernel(random_histories))
     }));
-    libtest_mimic::run(&arguments, trials).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if let Ok(mut worker) = WORKER.lock()
+        && let Some(worker) = worker.take()
+    {
+        worker.end();
+    }
+    conclusion.exit_code()
 }
