@@ -7,7 +7,8 @@ use std::process;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use proxy_common::abi::{
-    Address, AddressFlags, Counter, Family, Flow, FlowKey, Service, ServiceKey, V4, V6,
+    Address, AddressFlags, Counter, Device, DeviceKey, Family, Flow, FlowKey, LOOPBACK, Service,
+    ServiceKey, V4, V6,
 };
 use proxy_common::wire::{Be16, Plain};
 use proxy_user::dataplane::load::embedded_object;
@@ -20,7 +21,7 @@ use super::arrival::{Arrivals, is_tagged};
 use super::namespace::Namespace;
 use super::requests::PEER;
 use super::{Executor, Outcome, Seen, XDP_REDIRECT, XDP_TX, compare_maps};
-use crate::case::place::device;
+use crate::case::place::{MTU, device};
 use crate::case::world::{TICK, size};
 use crate::case::{Hook, World};
 
@@ -46,6 +47,9 @@ pub struct Kernel {
     /// takes the loopback device. This is for frames that need another.
     arrivals: Option<Arrivals>,
 }
+
+/// Longest frame that a device takes in: its MTU, Ethernet and one tag (`is_skb_forwardable`).
+const ARRIVES: usize = MTU as usize + 18;
 
 /// Devices that XDP programs are attached to.
 const XDP_DEVICES: [u32; 2] = [device::UP0, device::UP1];
@@ -167,34 +171,74 @@ impl Kernel {
     /// Runs one frame and says the return code and the frame, without looking at the maps.
     pub fn run_only(&mut self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         let tick = self.world.tick;
-        let at_loopback = self.arrivals.is_some();
-        if at_loopback && hook == Hook::Xdp && (ifindex != device::UP0 || is_tagged(frame)) {
-            self.hold(ifindex, tick)?;
-            let arrivals = self.arrivals.as_ref().context("just seen")?;
-            return arrivals.arrive(ifindex, frame);
-        }
-        let programs = self.programs(tick)?;
         let mut out = vec![0; ROOM];
         // struct __sk_buff up to ifindex. ingress_ifindex is 0: made on this node.
         let mut skb = [0; 11];
         skb[10] = ifindex;
         let run = match hook {
-            Hook::Xdp if !at_loopback => {
+            Hook::Xdp if self.arrivals.is_some() => return self.run_xdp(ifindex, frame),
+            Hook::Xdp => {
                 let context = xdp_context(ifindex, frame.len())?;
+                let programs = self.programs(tick)?;
                 programs.xdp_uplink.test_run(frame, &context, &mut out)
             }
-            Hook::Xdp => programs.xdp_uplink.test_run(frame, &[], &mut out),
-            Hook::Ingress => programs.tc_ingress.test_run(frame, &skb, &mut out),
-            Hook::Egress => programs.tc_egress.test_run(frame, &skb, &mut out),
+            Hook::Ingress => self
+                .programs(tick)?
+                .tc_ingress
+                .test_run(frame, &skb, &mut out),
+            Hook::Egress => self
+                .programs(tick)?
+                .tc_egress
+                .test_run(frame, &skb, &mut out),
         }
         .with_context(|| format!("a test run of {} bytes at {hook:?}", frame.len()))?;
         out.truncate(run.length);
-        // Where frames come in by the loopback device, back out of UP0 is a redirect.
-        let returned = match (hook, run.returned) {
-            (Hook::Xdp, XDP_REDIRECT) if at_loopback => XDP_TX,
-            (_, returned) => returned,
+        Ok((run.returned, out))
+    }
+
+    /// Runs one frame at XDP where test runs know no device but the loopback device.
+    fn run_xdp(&mut self, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let tick = self.world.tick;
+        if (ifindex != device::UP0 || is_tagged(frame)) && frame.len() <= ARRIVES {
+            self.hold(ifindex, tick)?;
+            let arrivals = self.arrivals.as_ref().context("frames cannot arrive")?;
+            return arrivals.arrive(ifindex, frame);
+        }
+        let mut out = vec![0; ROOM];
+        let stands_in = self.with_loopback_as(ifindex);
+        for (key, device) in &stands_in {
+            self.maps.devices.put(key, device)?;
+        }
+        let run = self
+            .programs(tick)?
+            .xdp_uplink
+            .test_run(frame, &[], &mut out);
+        for key in stands_in.keys() {
+            match self.world.devices.get(key) {
+                Some(device) => self.maps.devices.put(key, device)?,
+                None => drop(self.maps.devices.remove(key)?),
+            }
+        }
+        let run = run.with_context(|| format!("a test run of {} bytes at XDP", frame.len()))?;
+        out.truncate(run.length);
+        // Back out of the device that the loopback device stands for is a redirect.
+        let returned = match run.returned {
+            XDP_REDIRECT => XDP_TX,
+            returned => returned,
         };
         Ok((returned, out))
+    }
+
+    /// Records that make the loopback device what another one is.
+    fn with_loopback_as(&self, ifindex: u32) -> BTreeMap<DeviceKey, Device> {
+        let devices = self.world.devices.iter();
+        devices
+            .filter(|(key, _)| key.ifindex == ifindex)
+            .map(|(key, device)| {
+                let ifindex = LOOPBACK;
+                (DeviceKey { ifindex, ..*key }, *device)
+            })
+            .collect()
     }
 
     /// The flow tables and what was counted since this was last asked.
@@ -336,28 +380,12 @@ impl Kernel {
             flows: &self.maps.flows_v6,
         }
     }
-
-    /// A world as this kernel must be told it: where XDP frames come in by the loopback device, that
-    /// device is what `UP0` is.
-    fn localised(&self, world: &World) -> World {
-        let mut world = world.clone();
-        if self.arrivals.is_some() {
-            let at_loopback: Vec<_> = world
-                .devices
-                .iter()
-                .filter(|(key, _)| key.ifindex == device::UP0)
-                .map(|(key, device)| (proxy_common::abi::DeviceKey { ifindex: 1, ..*key }, *device))
-                .collect();
-            world.devices.extend(at_loopback);
-        }
-        world
-    }
 }
 
 impl Executor for Kernel {
     fn load(&mut self, world: &World) -> Result<()> {
         self.namespace.load(world)?;
-        let new = self.localised(world);
+        let new = world.clone();
         let old = &self.world;
         self.v4().load(old, &new)?;
         self.v6().load(old, &new)?;
