@@ -13,6 +13,10 @@ use crate::{process, workspace};
 /// supported, and they differ a little.
 const HEADROOM_PERCENT: u64 = 10;
 
+/// How much of the budget of verified instructions other kernels may use, in percent. Verifiers leave
+/// out different ways as proven: 5.10 and 6.1 were seen to look at 37 % more than 6.18.
+const ELSEWHERE_PERCENT: u64 = 150;
+
 /// What the verifier says of one program; the executable `programs` prints one such record a line.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub(crate) struct Measurement {
@@ -66,6 +70,12 @@ impl Budget {
         }
     }
 
+    /// The same for another kernel than the one that it was measured in.
+    const fn elsewhere(mut self) -> Self {
+        self.verified = self.verified * ELSEWHERE_PERCENT / 100;
+        self
+    }
+
     /// What of a program is over this budget, in words.
     fn excess(self, program: &Measurement) -> Vec<String> {
         [
@@ -103,6 +113,16 @@ impl Budgets {
 
     fn parse(text: &str) -> Result<Self> {
         Ok(Self(toml::from_str(text)?))
+    }
+
+    /// For other kernels than the one that the budgets were measured in.
+    pub(crate) fn elsewhere(self) -> Self {
+        let budgets = self.0.into_iter();
+        Self(
+            budgets
+                .map(|(name, budget)| (name, budget.elsewhere()))
+                .collect(),
+        )
     }
 
     /// What is over budget, and which programs lack a budget or a measurement.
@@ -224,6 +244,17 @@ mod tests {
                 "tc_ingress: 225 bytes of stack, 224 at most"
             ]
         );
+    }
+
+    #[test]
+    fn other_kernels_may_verify_more_and_no_more_than_that() {
+        let mut program = program();
+        let budget = Budget::of(&program).elsewhere();
+        program.verified = 8250;
+        assert!(budget.excess(&program).is_empty());
+        program.verified = 8251;
+        program.instructions = 1101;
+        assert_eq!(budget.excess(&program).len(), 2);
     }
 
     #[test]

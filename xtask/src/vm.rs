@@ -61,7 +61,7 @@ pub(crate) fn run(options: &Options) -> Result<Tally> {
     );
     let kernels = kernel::fetch(&options.kernels, options.refresh)?;
     let executables = Executables::build()?;
-    let budgets = Budgets::read()?;
+    let budgets = Budgets::read()?.elsewhere();
     let reports = boot_all(&kernels, &executables, &budgets, options);
 
     println!();

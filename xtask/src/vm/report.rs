@@ -56,7 +56,7 @@ impl Report {
     }
 
     /// Reads the serial line: every executable must have ended well, and the init have come to its
-    /// end under the kernel that was meant. The budget is one for all kernels.
+    /// end under the kernel that was meant.
     pub(super) fn read(
         kernel: &Kernel,
         outcome: &Outcome,
