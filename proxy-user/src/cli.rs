@@ -11,10 +11,11 @@ mod run;
 mod show;
 mod status;
 
-use std::{io::Write, process::ExitCode};
+use std::{io::Write, path::Path, process::ExitCode};
 
 use clap::Parser;
 
+use crate::config::{Config, ConfigError};
 use arguments::{Arguments, Command};
 pub use output::Format;
 use output::Output;
@@ -25,7 +26,8 @@ use output::Output;
 pub enum Exit {
     /// Something that was tried did not work.
     Failed = 1,
-    // 2 is clap's, for wrong usage.
+    /// Wrong usage, as clap has it.
+    Usage = 2,
     /// What was asked for isn't there.
     NotFound = 3,
     /// A configuration or manifests have errors.
@@ -51,6 +53,21 @@ impl Failure {
             message: message.into(),
         }
     }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let exit = match error {
+            ConfigError::Read { .. } => Exit::NotFound,
+            ConfigError::Syntax { .. } | ConfigError::Invalid { .. } => Exit::Invalid,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+/// Reads a configuration that a command was given.
+fn load(file: &Path) -> Result<Config, Failure> {
+    Ok(Config::load(file)?)
 }
 
 /// Runs the command line of this process.

@@ -37,6 +37,9 @@ pub enum ClientError {
     /// It isn't there.
     #[error("{0}")]
     NotFound(String),
+    /// The question makes no sense.
+    #[error("{0}")]
+    Invalid(String),
     /// It refused.
     #[error("{0}")]
     Refused(String),
@@ -94,6 +97,7 @@ impl<'p> Client<'p> {
             .unwrap_or("no reason given");
         Err(match code {
             StatusCode::NOT_FOUND => ClientError::NotFound(message.to_owned()),
+            StatusCode::BAD_REQUEST => ClientError::Invalid(message.to_owned()),
             _ => ClientError::Refused(message.to_owned()),
         })
     }

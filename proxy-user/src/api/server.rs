@@ -4,8 +4,8 @@ use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Dur
 
 use axum::{
     Json, Router,
-    extract::{Path as PathParameter, Query as QueryParameters, State},
-    http::StatusCode,
+    extract::{Path as PathParameter, Query as QueryParameters, State, rejection::QueryRejection},
+    http::{StatusCode, Uri},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -122,11 +122,25 @@ fn router(server: Server) -> Router {
         .route(
             "/v1/explain",
             get(
-                |State(server): State<Server>, QueryParameters(packet): QueryParameters<Packet>| {
-                    server.ask(Query::Explain(packet))
+                |State(server): State<Server>,
+                 packet: Result<QueryParameters<Packet>, QueryRejection>| async {
+                    match packet {
+                        Ok(QueryParameters(packet)) => server.ask(Query::Explain(packet)).await,
+                        Err(error) => refuse(StatusCode::BAD_REQUEST, &error.body_text()),
+                    }
                 },
             ),
         )
+        .fallback(|uri: Uri| async move {
+            let message = format!(
+                "there is no {}; docs/reference/api.md lists all",
+                uri.path()
+            );
+            refuse(StatusCode::NOT_FOUND, &message)
+        })
+        .method_not_allowed_fallback(|| async {
+            refuse(StatusCode::METHOD_NOT_ALLOWED, "all requests are GET")
+        })
         .with_state(server)
 }
 

@@ -10,9 +10,9 @@ use std::{
 use proxy_common::{abi::DeviceRole, wire::MacAddr};
 use serde::Serialize;
 
-use super::{Exit, Failure, arguments::Check, output::Output};
+use super::{Exit, Failure, arguments::Check, load, output::Output};
 use crate::{
-    config::{Config, ConfigError},
+    config::Config,
     model::{Algorithm, Notice, Severity, State},
     reconcile::{Allocation, Capacity, DeviceFact, Facts, Observed, Options, compile},
     source::{
@@ -75,16 +75,6 @@ pub(super) fn check<W: Write>(arguments: &Check, output: &mut Output<W>) -> anyh
         return Err(Failure::new(Exit::Invalid, "").into());
     }
     Ok(())
-}
-
-fn load(path: &std::path::Path) -> Result<Config, Failure> {
-    Config::load(path).map_err(|error| {
-        let exit = match error {
-            ConfigError::Read { .. } => Exit::NotFound,
-            ConfigError::Syntax { .. } | ConfigError::Invalid { .. } => Exit::Invalid,
-        };
-        Failure::new(exit, error.to_string())
-    })
 }
 
 /// What only shows when everything is put together: frontends that two services claim, ports that

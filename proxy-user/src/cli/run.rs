@@ -7,12 +7,11 @@ use anyhow::Context as _;
 use super::{
     Exit, Failure,
     arguments::{Arguments, Detach, Run},
+    load,
     output::Output,
 };
 use crate::{
-    api,
-    config::Config,
-    daemon,
+    api, daemon,
     dataplane::{PinFolder, attach::detach_all},
     telemetry::log,
 };
@@ -27,7 +26,7 @@ pub(super) fn run(arguments: &Run) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     let ended = runtime.block_on(daemon::run(&arguments.config, api::serve));
     ended.map_err(|error| match error {
-        daemon::RunError::Config(error) => Failure::new(Exit::Invalid, error.to_string()).into(),
+        daemon::RunError::Config(error) => Failure::from(error).into(),
         error => error.into(),
     })
 }
@@ -40,7 +39,7 @@ pub(super) fn detach<W: Write>(
 ) -> anyhow::Result<()> {
     let (instance, socket) = match &detach.config {
         Some(file) => {
-            let config = Config::load(file)?;
+            let config = load(file)?;
             (config.instance, config.socket)
         }
         None => (arguments.instance.clone(), arguments.socket()),

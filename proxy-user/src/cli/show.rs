@@ -137,6 +137,9 @@ pub(super) fn ask<T: DeserializeOwned>(arguments: &Arguments, query: &Query) -> 
         Err(ClientError::NotFound(message)) => {
             return Err(Failure::new(Exit::NotFound, message).into());
         }
+        Err(ClientError::Invalid(message)) => {
+            return Err(Failure::new(Exit::Usage, message).into());
+        }
         answered => answered?,
     };
     serde_json::from_value(value).context("the daemon's answer is not of this version")
@@ -171,6 +174,7 @@ fn from_pins(instance: &str, query: &Query) -> anyhow::Result<Value> {
         .unwrap_or_default();
     answer(query, &maps, None, now).map_err(|error| match error {
         QueryError::NotFound(message) => Failure::new(Exit::NotFound, message).into(),
+        QueryError::Invalid(message) => Failure::new(Exit::Usage, message).into(),
         error => error.into(),
     })
 }
