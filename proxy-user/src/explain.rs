@@ -3,6 +3,7 @@
 //! The datapath itself decides, over the live maps and the kernel's routing table; what it would
 //! write is thrown away. Each lookup it makes becomes a step.
 
+mod arrival;
 mod live;
 mod packet;
 mod steps;
@@ -10,8 +11,8 @@ mod steps;
 use std::{cell::RefCell, collections::BTreeMap, io, net::IpAddr};
 
 use proxy_common::{
-    abi::{DeviceRole, LOOPBACK},
-    datapath::{TcEgress, TcIngress, run, verdict::Action},
+    abi::DeviceRole,
+    datapath::{TcEgress, TcIngress, XdpUplink, run, verdict::Action},
 };
 use serde::{Deserialize, Serialize};
 
@@ -19,12 +20,13 @@ use crate::{
     dataplane::Maps,
     inspect::Look,
     kernel::{
-        devices::{self, Device},
+        devices,
         netlink::Netlink,
         route::{self, Route},
     },
     simulation::{Frame, Layer, Lookup, Simulation},
 };
+use arrival::{Hook, Place};
 use live::Live;
 pub use packet::Packet;
 
@@ -62,14 +64,26 @@ pub struct Step {
     pub answer: String,
 }
 
+impl Step {
+    fn new(stage: &str, question: impl Into<String>, answer: impl Into<String>) -> Self {
+        Self {
+            stage: stage.to_owned(),
+            question: question.into(),
+            answer: answer.into(),
+        }
+    }
+}
+
 /// What would happen to a packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
     /// The packet.
     pub packet: String,
-    /// The hook that sees it, and the device: `tc_ingress at eth0`.
+    /// The hook that sees it first, and the device: `xdp_uplink at eth0`.
+    pub first: String,
+    /// The hook that decides: the first one, or `tc_ingress` if XDP leaves the packet to it.
     pub hook: String,
-    /// Each step.
+    /// Each step of the hook that decides.
     pub steps: Vec<Step>,
     /// The service port that it is for.
     pub service: Option<String>,
@@ -103,118 +117,66 @@ pub fn explain(packet: &Packet, maps: &Maps, look: &Look<'_>) -> Result<Explanat
     let checked = packet.check()?;
     let mut netlink = Netlink::connect().map_err(kernel("devices"))?;
     let devices = devices::list(&mut netlink).map_err(kernel("devices"))?;
-    let (hook, ifindex) = arrival(packet, &checked, &devices, look, &mut netlink)?;
-    let live = Live::new(maps, look, &devices, netlink);
-    let lookups: RefCell<Vec<Lookup>> = RefCell::default();
-    let simulation = Simulation::new(&live, |lookup| lookups.borrow_mut().push(lookup));
-    let mut frame = Frame::new(&checked.bytes(), Layer::SocketBuffer);
-    let verdict = match hook {
-        Hook::Ingress => run::<TcIngress, _, _>(&mut frame, &simulation, ifindex),
-        Hook::Egress => run::<TcEgress, _, _>(&mut frame, &simulation, ifindex),
-    };
-    drop(simulation);
-    live.failure()?;
+    let places = arrival::places(packet, &checked, &devices, look, &mut netlink)?;
     let name = |ifindex: u32| {
         devices
             .get(&ifindex)
             .map_or_else(|| format!("#{ifindex}"), |device| device.name.clone())
     };
+    let at = |place: &Place| format!("{} at {}", place.hook.program(), name(place.ifindex));
+    let live = Live::new(maps, look, &devices, netlink);
+    let (mut action, mut lookups) = run_at(&places.first, &checked, &live);
+    let mut decides = places.first;
+    let mut steps = Vec::new();
+    if let Some(next) = places.then
+        && leaves_to_tc(action)
+    {
+        let (first, tc) = (at(&decides), next.hook.program());
+        steps.push(Step::new(
+            "hook",
+            first,
+            format!("leaves it to {tc} as it is"),
+        ));
+        (action, lookups) = run_at(&next, &checked, &live);
+        decides = next;
+    }
+    live.failure()?;
     let words = steps::Words { look, name: &name };
-    let lookups = lookups.into_inner();
-    let program = match hook {
-        Hook::Ingress => "tc_ingress",
-        Hook::Egress => "tc_egress",
-    };
+    steps.extend(words.steps(&lookups));
     Ok(Explanation {
         packet: checked.to_string(),
-        hook: format!("{program} at {}", name(ifindex)),
+        first: at(&places.first),
+        hook: at(&decides),
         service: words.service(&lookups),
-        steps: words.steps(&lookups),
-        verdict: verdict_text(verdict.action(), &name),
+        steps,
+        verdict: words.verdict(action, &lookups),
     })
 }
 
-/// Which hook sees a packet first that does more than pass it on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hook {
-    Ingress,
-    Egress,
-}
-
-/// Where a packet comes in: at the device that was named; else, if it is this node's own, where it
-/// would leave; else at the device that leads back to its source.
-fn arrival(
-    packet: &Packet,
-    checked: &packet::Checked,
-    devices: &BTreeMap<u32, Device>,
-    look: &Look<'_>,
-    netlink: &mut Netlink,
-) -> Result<(Hook, u32), ExplainError> {
-    if let Some(name) = &packet.device {
-        let found = devices.values().find(|device| device.name == *name);
-        return found
-            .map(|device| (Hook::Ingress, device.ifindex))
-            .ok_or_else(|| ExplainError::Invalid {
-                field: "device",
-                value: name.clone(),
-                remedy: "there is no device of this name here".to_owned(),
-            });
-    }
-    let source = checked.source.ip();
-    let own = devices
-        .values()
-        .flat_map(|device| &device.addresses)
-        .any(|a| a.addr() == source);
-    let towards = if own {
-        checked.destination.ip()
-    } else {
-        source
+/// What the program at a place makes of a packet, and what it asks on the way.
+fn run_at(place: &Place, checked: &packet::Checked, live: &Live<'_>) -> (Action, Vec<Lookup>) {
+    let lookups: RefCell<Vec<Lookup>> = RefCell::default();
+    let simulation = Simulation::new(live, |lookup| lookups.borrow_mut().push(lookup));
+    let layer = match place.hook {
+        Hook::Xdp => Layer::Driver,
+        Hook::Ingress | Hook::Egress => Layer::SocketBuffer,
     };
-    if own
-        && devices
-            .values()
-            .flat_map(|device| &device.addresses)
-            .any(|a| a.addr() == towards)
-    {
-        return Ok((Hook::Egress, LOOPBACK));
-    }
-    let route = route::find(netlink, towards, None).map_err(kernel("a route"))?;
-    let hook = if own { Hook::Egress } else { Hook::Ingress };
-    if let Route::Forward { ifindex, .. } = route {
-        return Ok((hook, ifindex));
-    }
-    let uplink = look.observed().devices.iter().find(|(key, device)| {
-        key.vlan == 0 && DeviceRole::from_raw(device.role) == DeviceRole::Uplink
-    });
-    uplink
-        .map(|(key, _)| (hook, key.ifindex))
-        .ok_or_else(|| ExplainError::Invalid {
-            field: "source",
-            value: source.to_string(),
-            remedy: "no device leads there; name the one it comes in on with --device".to_owned(),
-        })
+    let mut frame = Frame::new(&checked.bytes(place.tag), layer);
+    let verdict = match place.hook {
+        Hook::Xdp => run::<XdpUplink, _, _>(&mut frame, &simulation, place.ifindex),
+        Hook::Ingress => run::<TcIngress, _, _>(&mut frame, &simulation, place.ifindex),
+        Hook::Egress => run::<TcEgress, _, _>(&mut frame, &simulation, place.ifindex),
+    };
+    drop(simulation);
+    (verdict.action(), lookups.into_inner())
 }
 
-fn verdict_text(action: Action, name: &dyn Fn(u32) -> String) -> String {
-    match action {
-        Action::Pass => "passed on untouched to the kernel's own stack".to_owned(),
-        Action::Drop(reason) => format!(
-            "dropped, {}: {}",
-            reason.word(),
-            reason.explanation().trim()
-        ),
-        Action::Transmit(ifindex) => format!("rewritten and sent out of {}", name(ifindex)),
-        Action::Pod(ifindex) => format!("rewritten and handed to the pod behind {}", name(ifindex)),
-        Action::Neighbour(ifindex) => {
-            format!(
-                "rewritten and sent out of {}, once the neighbour is known",
-                name(ifindex)
-            )
-        }
-        Action::Local => "rewritten and handed to this node's own stack".to_owned(),
-        Action::Loopback => "rewritten and handed to this node's own stack, through lo".to_owned(),
-        Action::Reply => "answered on the service's behalf".to_owned(),
-    }
+/// Whether XDP passes on what it has found: the same actions as in `proxy-ebpf`.
+const fn leaves_to_tc(action: Action) -> bool {
+    matches!(
+        action,
+        Action::Pass | Action::Pod(_) | Action::Neighbour(_) | Action::Local | Action::Loopback
+    )
 }
 
 /// The next hops of all backends.

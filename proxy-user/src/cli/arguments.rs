@@ -136,11 +136,11 @@ pub(super) enum Noun {
 
 #[derive(Debug, Args)]
 pub(super) struct Explain {
-    /// `tcp`, `udp` or `sctp`.
+    /// `tcp`, `udp`, `sctp`, or `icmp` for an echo request.
     pub(super) protocol: String,
     /// From whom: an address, with or without port.
     pub(super) source: String,
-    /// To whom: an address and port, as `10.96.0.10:80` or `[fd00:96::10]:80`.
+    /// To whom: an address and port, as `10.96.0.10:80` or `[fd00:96::10]:80`; of `icmp`: an address.
     pub(super) destination: String,
     /// The device that it comes in on; default: the one that leads back to the source.
     #[arg(long)]

@@ -77,6 +77,7 @@ pub(super) fn explain<W: Write>(
 fn describe(explanation: &Explanation) -> String {
     let Explanation {
         packet,
+        first,
         hook,
         steps,
         service,
@@ -91,6 +92,11 @@ fn describe(explanation: &Explanation) -> String {
     };
     let steps = table(&["STAGE", "QUESTION", "ANSWER"], steps.iter().map(cells));
     let service = service.as_deref().unwrap_or("none");
+    let hook = if first == hook {
+        hook.clone()
+    } else {
+        format!("{first}, then {hook}")
+    };
     format!(
         "packet   {packet}\nhook     {hook}\n\n{steps}\nservice  {service}\nverdict  {verdict}\n"
     )

@@ -2,7 +2,7 @@
 
 use proxy_common::{
     abi::{Backend, DeviceRole, FilterKind, Service, address_flag, backend_flag, service_flag},
-    datapath::{Event, Reason},
+    datapath::{Event, Reason, verdict::Action},
 };
 
 use super::Step;
@@ -39,6 +39,31 @@ impl Words<'_> {
             }
         }
         steps
+    }
+
+    /// What becomes of the packet.
+    pub(super) fn verdict(&self, action: Action, lookups: &[Lookup]) -> String {
+        let name = self.name;
+        match action {
+            Action::Pass => "passed on untouched to the kernel's own stack".to_owned(),
+            Action::Drop(reason) => format!("dropped, {}", told(reason)),
+            Action::Transmit(ifindex) => format!("rewritten and sent out of {}", name(ifindex)),
+            Action::Pod(ifindex) => {
+                format!("rewritten and handed to the pod behind {}", name(ifindex))
+            }
+            Action::Neighbour(ifindex) => format!(
+                "rewritten and sent out of {}, once the neighbour is known",
+                name(ifindex)
+            ),
+            Action::Local => "rewritten and handed to this node's own stack".to_owned(),
+            Action::Loopback => {
+                "rewritten and handed to this node's own stack, through lo".to_owned()
+            }
+            Action::Reply => counted(lookups).map_or_else(
+                || "answered in the service's name".to_owned(),
+                |reason| format!("refused in the service's name, {}", told(reason)),
+            ),
+        }
     }
 
     fn object(&self, id: u32) -> String {
@@ -144,11 +169,7 @@ impl Words<'_> {
                 )
             }
         };
-        Step {
-            stage: stage.to_owned(),
-            question,
-            answer,
-        }
+        Step::new(stage, question, answer)
     }
 
     fn service_text(&self, service: &Service) -> String {
@@ -208,4 +229,20 @@ impl Words<'_> {
             }
         }
     }
+}
+
+/// The reason that was counted.
+fn counted(lookups: &[Lookup]) -> Option<Reason> {
+    lookups.iter().find_map(|lookup| match lookup {
+        Lookup::Count(index, _) => Reason::ALL
+            .iter()
+            .find(|reason| **reason as u32 == *index)
+            .copied(),
+        _ => None,
+    })
+}
+
+/// A reason's word and explanation.
+fn told(reason: Reason) -> String {
+    format!("{}: {}", reason.word(), reason.explanation().trim())
 }
