@@ -4,6 +4,8 @@
 
 mod arguments;
 mod check;
+#[cfg(test)]
+mod documents;
 mod output;
 mod pages;
 mod rows;

@@ -23,6 +23,8 @@ use proxy_common::{
 pub use backend::BackendRow;
 pub use drops::{DropRow, drops};
 pub use flow::FlowRow;
+#[cfg(test)]
+pub(crate) use record::kind_word;
 pub use record::{MapRow, RecordError, RecordRow, find_record, maps, records};
 pub use service::ServiceRow;
 

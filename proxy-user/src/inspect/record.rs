@@ -90,7 +90,7 @@ pub fn maps(maps: &Maps) -> Result<Vec<MapRow>, RecordError> {
         .collect()
 }
 
-const fn kind_word(kind: MapKind) -> &'static str {
+pub(crate) const fn kind_word(kind: MapKind) -> &'static str {
     match kind {
         MapKind::Hash => "hash",
         MapKind::SparseHash => "hash, sparse",
