@@ -37,6 +37,7 @@ pub enum Hook {
 #[derive(Debug)]
 pub struct Daemon {
     node: u8,
+    instance: String,
     binary: PathBuf,
     config: PathBuf,
     socket: PathBuf,
@@ -148,6 +149,12 @@ impl Cluster {
 }
 
 impl Daemon {
+    /// Its instance, which its pins carry.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// Its API socket.
     #[must_use]
     pub fn socket(&self) -> &Path {
@@ -163,7 +170,11 @@ impl Daemon {
     /// Runs the command line against this daemon.
     pub fn output(&self, world: &World, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
-        command.arg("--socket").arg(&self.socket).args(arguments);
+        command
+            .args(["--instance", &self.instance])
+            .arg("--socket")
+            .arg(&self.socket)
+            .args(arguments);
         world.node(self.node).output(&mut command)
     }
 
@@ -193,6 +204,7 @@ impl Daemon {
         let directory = world.node_directory(node);
         let daemon = Self {
             node,
+            instance: format!("{}-node{node}", world.name()),
             binary: binary.to_owned(),
             config: directory.join("causeway.toml"),
             socket: directory.join("causeway.sock"),
@@ -213,11 +225,11 @@ impl Daemon {
             Hook::Xdp => "native",
         };
         Ok(format!(
-            "version = 1\ninstance = \"{}-node{node}\"\n\n[node]\nname = \"node{node}\"\n\n\
+            "version = 1\ninstance = \"{}\"\n\n[node]\nname = \"node{node}\"\n\n\
              [devices]\nuplinks = [{:?}]\npods = [\"pod*\"]\n\n[manifests]\ndirectory = \"{}\"\n\n\
              [services]\nexternal_ranges = {external:?}\n\n[datapath]\nxdp = \"{xdp}\"\n\n\
              [api]\nsocket = \"{}\"\n",
-            world.name(),
+            self.instance,
             uplink.device("eth0"),
             Cluster::manifests_of(world)?.display(),
             self.socket.display(),

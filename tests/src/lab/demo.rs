@@ -6,10 +6,12 @@ use std::{
     io::Write,
     net::SocketAddr,
     path::{Path, PathBuf},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use super::{
     ask::{self, Means, Outcome},
@@ -44,6 +46,17 @@ pub struct Options {
     pub lab: PathBuf,
 }
 
+/// What the command line is asked, and how many lines of each answer are shown.
+const COMMANDS: [(&[&str], usize); 7] = [
+    (&["status"], 20),
+    (&["service", "list"], 8),
+    (&["backend", "list"], 6),
+    (&["flow", "list"], 6),
+    (&["explain", "tcp", "198.51.100.10", "203.0.113.10:80"], 20),
+    (&["explain", "icmp", "198.51.100.10", "203.0.113.10"], 20),
+    (&["drop", "list"], 4),
+];
+
 /// One line of the table of traffic.
 struct Question {
     frontend: &'static str,
@@ -56,6 +69,7 @@ struct Question {
 
 /// Makes the world, shows everything, and says whether all traffic went where it had to.
 pub fn run(out: &mut impl Write, options: &Options) -> Result<bool> {
+    let start = Instant::now();
     introduce(out)?;
     let mut world = step(out, "making the world", || {
         World::build(&options.world, Layout::STANDARD)
@@ -68,16 +82,13 @@ pub fn run(out: &mut impl Write, options: &Options) -> Result<bool> {
     let causeway = binary()?;
     let what = "starting `causeway run` on node1 and node2";
     let cluster = step(out, what, || Cluster::start(world, &causeway, options.hook))?;
-    let good = show_traffic(out, &cluster)?;
-    let shown = show_commands(out, &cluster, &causeway)?;
-    let verdict = if !shown {
-        "A COMMAND FAILED."
-    } else if good {
-        "All traffic went where it had to."
-    } else {
-        "SOME TRAFFIC FAILED."
-    };
-    writeln!(out, "\n{verdict}")?;
+    let (rows, good) = send_traffic(out, &cluster)?;
+    step(out, "waiting until the daemon has counted", || {
+        wait_for_counts(&cluster)
+    })?;
+    show_traffic(out, &rows)?;
+    let shown = show_commands(out, &cluster)?;
+    writeln!(out)?;
     if options.keep {
         advise(out, &cluster, &causeway, &options.lab)?;
         cluster.keep()?;
@@ -87,6 +98,15 @@ pub fn run(out: &mut impl Write, options: &Options) -> Result<bool> {
             remains::remove(&options.world)
         })?;
     }
+    let verdict = if !shown {
+        "A COMMAND FAILED."
+    } else if good {
+        "All traffic went where it had to."
+    } else {
+        "SOME TRAFFIC FAILED."
+    };
+    let seconds = start.elapsed().as_secs_f32();
+    writeln!(out, "\n{verdict} It took {seconds:.1} s.")?;
     Ok(good && shown)
 }
 
@@ -96,7 +116,8 @@ fn introduce(out: &mut impl Write) -> Result<()> {
     let pod = |number: u8| format!("pod{number} {}", layout.pod(number, Family::V4));
     writeln!(
         out,
-        "A client outside, a router, a switch, two nodes with two pods each; IPv4 and IPv6:\n\n  \
+        "A client outside, a router, a switch, two nodes with two pods each, all of them network\n\
+         namespaces, with IPv4 and IPv6. Both nodes run Causeway.\n\n  \
          client {} -- router -- switch -+- node1 {} -- {}, {}\n  {:43}`- node2 {} -- {}, {}\n",
         layout::client(Family::V4),
         of(1),
@@ -167,12 +188,12 @@ fn questions(world: &World) -> Vec<Question> {
     questions
 }
 
-fn show_traffic(out: &mut impl Write, cluster: &Cluster) -> Result<bool> {
-    let world = cluster.world();
-    let questions = questions(world);
+/// Asks all questions: the rows of the table, and whether everything was as it should be.
+fn send_traffic(out: &mut impl Write, cluster: &Cluster) -> Result<(Vec<[String; 7]>, bool)> {
+    let questions = questions(cluster.world());
     let mut rows = Vec::new();
     let mut good = true;
-    let what = format!("asking {} x {TIMES} times", questions.len());
+    let what = format!("asking {} frontends {TIMES} times each", questions.len());
     step(out, &what, || {
         for question in &questions {
             let (row, right) = ask_repeatedly(question)?;
@@ -181,10 +202,39 @@ fn show_traffic(out: &mut impl Write, cluster: &Cluster) -> Result<bool> {
         }
         Ok(())
     })?;
-    writeln!(out)?;
-    let headings = ["FRONTEND", "FROM", "BY", "TO", "ANSWERED BY", "SAW", ""];
-    table::print(out, headings, &rows)?;
-    Ok(good)
+    Ok((rows, good))
+}
+
+/// The daemon looks through the connections every few seconds.
+fn wait_for_counts(cluster: &Cluster) -> Result<()> {
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(15) {
+        let status = cluster.daemon(1)?.json(cluster.world(), &["status"])?;
+        let count = status.pointer("/flows/connections");
+        if count.and_then(Value::as_u64) > Some(0) {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    bail!("after 15 s the daemon has not seen a connection")
+}
+
+fn show_traffic(out: &mut impl Write, rows: &[[String; 7]]) -> Result<()> {
+    writeln!(
+        out,
+        "\nWho answered, and whose address it saw (a node's, where the answer has to come back):\n"
+    )?;
+    let headings = [
+        "FRONTEND",
+        "FROM",
+        "BY",
+        "TO",
+        "ANSWERED BY",
+        "WHICH SAW",
+        "",
+    ];
+    table::print(out, headings, rows)?;
+    Ok(())
 }
 
 /// One line of the table, and whether it is as it should be.
@@ -235,66 +285,57 @@ fn ask_repeatedly(question: &Question) -> Result<([String; 7], bool)> {
 }
 
 /// Shows what the command line says, and whether every command worked.
-fn show_commands(out: &mut impl Write, cluster: &Cluster, causeway: &Path) -> Result<bool> {
+fn show_commands(out: &mut impl Write, cluster: &Cluster) -> Result<bool> {
     let mut good = true;
-    let world = cluster.world();
     let daemon = cluster.daemon(1)?;
-    let commands: [&[&str]; 5] = [
-        &["status"],
-        &["service", "list"],
-        &["backend", "list"],
-        &["flow", "list"],
-        &["drop", "list"],
-    ];
-    writeln!(
-        out,
-        "\nThe same on node1's command line ({}):",
-        causeway.display()
-    )?;
-    for arguments in commands {
+    writeln!(out, "\nWhat node1's command line says:")?;
+    for (arguments, lines) in COMMANDS {
         writeln!(out, "\n$ causeway {}", arguments.join(" "))?;
-        let output = daemon.output(world, arguments)?;
+        let output = daemon.output(cluster.world(), arguments)?;
         good &= output.status.success();
-        shorten(out, &String::from_utf8_lossy(&output.stdout))?;
+        shorten(out, &String::from_utf8_lossy(&output.stdout), lines)?;
         out.write_all(&output.stderr)?;
     }
     Ok(good)
 }
 
 /// Long lists are cut: this is a demonstration.
-fn shorten(out: &mut impl Write, text: &str) -> Result<()> {
-    const LINES: usize = 14;
-    for line in text.lines().take(LINES) {
+fn shorten(out: &mut impl Write, text: &str, lines: usize) -> Result<()> {
+    for line in text.lines().take(lines) {
         writeln!(out, "{line}")?;
     }
-    let more = text.lines().count().saturating_sub(LINES);
+    let more = text.lines().count().saturating_sub(lines);
     if more > 0 {
         writeln!(out, "... and {more} more lines")?;
     }
     Ok(())
 }
 
+/// Commands that can be pasted into a shell.
 fn advise(out: &mut impl Write, cluster: &Cluster, causeway: &Path, lab: &Path) -> Result<()> {
-    let prefix = remains::prefix(cluster.world().name());
-    let causeway = causeway.display();
-    let socket = cluster.daemon(1)?.socket().display();
-    let manifests = Cluster::manifests_of(cluster.world())?;
-    let lab = lab.display();
+    let world = cluster.world();
+    let prefix = remains::prefix(world.name());
+    let daemon = cluster.daemon(1)?;
+    let lab = format!("{} --world {}", lab.display(), world.name());
     let (v4, v6) = (
         layout::load_balancer(WEB, Family::V4),
         layout::load_balancer(WEB, Family::V6),
     );
     writeln!(
         out,
-        "\nThe world stays. Try, as root:\n\n  \
-         ip netns exec {prefix}client curl http://{v4}/ http://[{v6}]/\n  \
-         {causeway} --socket {socket} flow list\n  \
-         {causeway} --socket {socket} explain tcp {client} {v4}:80\n  \
-         {lab} exec node1 {causeway} map list     (a command on node1, with its pins)\n  \
-         $EDITOR {web}     (then look at `service list`)\n  \
-         {lab} down     (removes everything)",
+        "The world stays. Paste, as root:\n\n  \
+         causeway() {{ {lab} exec node1 {causeway} --instance {instance} --socket {socket} \"$@\"; }}\n  \
+         ip netns exec {prefix}client curl -sS http://{v4}/ http://[{v6}]/\n  \
+         causeway flow list\n  \
+         causeway explain tcp {client} {v4}:80\n  \
+         causeway map dump services_v4\n  \
+         ${{EDITOR:-vi}} {web}  # then `causeway service list`\n  \
+         {lab} down  # removes everything",
+        causeway = causeway.display(),
+        instance = daemon.instance(),
+        socket = daemon.socket().display(),
         client = SocketAddr::new(layout::client(Family::V4), 40_000),
-        web = manifests.join("10-web.yaml").display(),
+        web = Cluster::manifests_of(world)?.join("10-web.yaml").display(),
     )?;
     Ok(())
 }
