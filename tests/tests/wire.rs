@@ -4,6 +4,8 @@
 //! that is not there fails. The one exception is a kernel without VLAN devices: no package can add
 //! them, so the cases of the world with VLANs are then listed as ignored.
 
+#[path = "wire/cli.rs"]
+mod cli;
 #[path = "wire/demo.rs"]
 mod demo;
 #[path = "wire/endpoints.rs"]
@@ -45,6 +47,7 @@ fn main() -> Result<ExitCode> {
         endpoints::trials(&worlds),
         manifests::trials(),
         restart::trials(),
+        cli::trials(&worlds, has_vlans),
         demo::trials(),
     ]
     .into_iter()
