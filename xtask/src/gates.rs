@@ -1,5 +1,7 @@
 //! Rules of this repository that no compiler knows.
 
+mod console;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
@@ -52,6 +54,9 @@ fn file_offences(file: &str, text: &str) -> Vec<String> {
         offences.push(format!(
             "{file}: {lines} lines, {LONGEST_FILE} at most: split it"
         ));
+    }
+    if has_extension(file, &["md"]) {
+        offences.extend(console::offences(file, text));
     }
     // This file has to name what it looks for.
     if file == "xtask/src/gates.rs" {

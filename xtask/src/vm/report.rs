@@ -176,12 +176,17 @@ fn over_budget(programs: &[Measurement], budgets: &Budgets) -> Vec<String> {
     excess
 }
 
-/// One line per kernel and program.
-pub(super) fn print(reports: &[Report]) {
-    println!(
+/// The titles of the table that [`print`] prints.
+fn head() -> String {
+    format!(
         "{:<26} {:>6} {:>7} {:>7}  {:<12} {:>12} {:>9} {:>9}",
         "kernel", "s", "passed", "failed", "program", "instructions", "verified", "verify ms"
-    );
+    )
+}
+
+/// One line per kernel and program.
+pub(super) fn print(reports: &[Report]) {
+    println!("{}", head());
     for report in reports {
         let head = format!(
             "{:<26} {:>6.1} {:>7} {:>7}",
@@ -211,9 +216,11 @@ pub(super) fn record(reports: &[Report], file: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::path::PathBuf;
 
-    use super::{Executables, fault, tail};
+    use super::{Executables, fault, head, tail};
+    use crate::{tally::Tally, workspace};
 
     fn executables() -> Executables {
         Executables {
@@ -256,5 +263,25 @@ mod tests {
         assert!(tail(serial).ends_with("refused\ncauseway-guest: programs ended with 1"));
         let serial = "causeway-guest: programs ended with 0\npanic";
         assert!(tail(serial).ends_with("panic"));
+    }
+
+    #[test]
+    fn the_readme_shows_this_table_and_the_closing_line() {
+        let readme = fs::read_to_string(workspace::root().join("README.md")).unwrap();
+        let block = readme
+            .split_once("<!-- test output -->\n```console\n")
+            .and_then(|(_, rest)| rest.split_once("\n```"));
+        let block = block.expect("a block").0;
+        assert_eq!(block.lines().next(), Some(&*head()));
+        let kernels = block
+            .lines()
+            .filter(|line| line.contains("-amd64 "))
+            .count();
+        assert_eq!(kernels, 4, "{block}");
+        let mut tally = Tally::default();
+        let close = block.lines().last().unwrap();
+        let shape = close.replace('N', "7");
+        assert!(tally.read(&format!("test result: ok. {}", shape.replace(',', ";"))));
+        assert_eq!(tally.to_string(), shape);
     }
 }
