@@ -4,6 +4,8 @@
 //! that is not there fails. The one exception is a kernel without VLAN devices: no package can add
 //! them, so the cases of the world with VLANs are then listed as ignored.
 
+#[path = "wire/bench.rs"]
+mod bench;
 #[path = "wire/cli.rs"]
 mod cli;
 #[path = "wire/demo.rs"]
@@ -49,6 +51,7 @@ fn main() -> Result<ExitCode> {
         restart::trials(),
         cli::trials(&worlds, has_vlans),
         demo::trials(),
+        bench::trials(),
     ]
     .into_iter()
     .flatten()

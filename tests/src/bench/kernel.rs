@@ -324,3 +324,55 @@ fn rows(points: &[Point]) -> Result<(Vec<Row>, Vec<Check>)> {
     ensure!(!rows.is_empty(), "nothing was measured");
     Ok((rows, checks))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// What readers of the JSON look rows up by.
+    #[test]
+    fn rows_have_the_names_that_are_promised() {
+        let mut points = points(&Options::new(0, true));
+        for point in &mut points {
+            (point.costs, point.empty) = (vec![100.0; 3], vec![30.0; 3]);
+        }
+        let (rows, checks) = rows(&points).unwrap();
+        let cases = [
+            "foreign",
+            "established-v4-tcp",
+            "established-v6-tcp",
+            "established-v4-udp",
+            "established-v6-udp",
+            "new-v4-tcp",
+            "new-v6-tcp",
+        ];
+        let mut expected = BTreeSet::new();
+        for flows in [1, 1_000, 1_000_000] {
+            for case in cases {
+                expected.extend([("xdp", "empty"), ("tc", "empty")].map(|(subject, peer)| {
+                    (case.to_owned(), subject.to_owned(), peer.to_owned(), flows)
+                }));
+            }
+        }
+        // The pair that checks the method.
+        expected.insert(("established-v4-tcp".into(), "xdp".into(), "xdp".into(), 1));
+        let name = |row: &Row| {
+            let [case, subject, peer] = [&row.case, &row.subject, &row.peer].map(String::clone);
+            (case, subject, peer, row.flows)
+        };
+        assert_eq!(rows.iter().map(name).collect::<BTreeSet<_>>(), expected);
+        for row in &rows {
+            assert_eq!(
+                (row.suite, row.unit, row.services),
+                ("kernel", "ns", SERVICES)
+            );
+            assert!(
+                (row.value - 70.0).abs() < 1e-9,
+                "not net of the empty program"
+            );
+        }
+        assert!(checks.iter().any(|check| check.fatal));
+    }
+}

@@ -347,6 +347,51 @@ mod tests {
     }
 
     #[test]
+    fn the_json_has_the_keys_that_are_promised() {
+        let topic = Topic {
+            case: "packet",
+            subject: "causeway-tc",
+            peer: "nft",
+            services: 1,
+            flows: 1_000,
+            unit: "ns",
+        };
+        let mut report = Report {
+            machine: Machine::here(0, true).unwrap(),
+            rows: vec![
+                topic
+                    .row("wire", &[1.0, 2.0, 3.0], &[2.0, 4.0, 6.0])
+                    .unwrap(),
+            ],
+            checks: vec![Check::at_most("cheap", 1.0, 2.0)],
+        };
+        let json = serde_json::to_value(&report).unwrap();
+        let keys = |value: &serde_json::Value| -> Vec<String> {
+            value.as_object().unwrap().keys().cloned().collect()
+        };
+        let sorted = |names: &[&str]| {
+            let mut names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            names.sort();
+            names
+        };
+        assert_eq!(keys(&json), sorted(&["machine", "rows", "checks"]));
+        let row = [
+            "suite", "case", "subject", "peer", "services", "flows", "value", "unit", "ratio",
+            "spread",
+        ];
+        assert_eq!(keys(&json["rows"][0]), sorted(&row));
+        let machine = ["processor", "cpus", "kernel", "pinned_to", "quick"];
+        assert_eq!(keys(&json["machine"]), sorted(&machine));
+        assert_eq!(json["rows"][0]["value"], 2.0);
+        // Below 1: cheaper than the peer.
+        assert_eq!(json["rows"][0]["ratio"], 0.5);
+        assert_eq!(json["rows"][0]["spread"], 0.0);
+        report.rows = vec![topic.row_alone("wire", &[1.0, 2.0]).unwrap()];
+        let json = serde_json::to_value(&report).unwrap();
+        assert!(json["rows"][0]["ratio"].is_null());
+    }
+
+    #[test]
     fn numbers_are_grouped_and_columns_aligned() {
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_000_000), "1,000,000");

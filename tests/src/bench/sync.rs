@@ -133,3 +133,39 @@ fn topic<'a>(case: &'a str, peer: &'a str, services: u32) -> Topic<'a> {
         unit: "ms",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What readers of the JSON look rows up by.
+    #[test]
+    fn rows_have_the_names_that_are_promised() {
+        let mut times = Times {
+            first: [vec![300.0, 310.0], vec![600.0, 620.0]],
+            change: [vec![50.0, 51.0], vec![100.0, 102.0]],
+        };
+        let names = |times: &Times| -> Vec<_> {
+            let rows = times.rows(1_000).unwrap();
+            let name = |row: Row| {
+                assert_eq!(
+                    (row.suite, &*row.subject, row.unit),
+                    ("sync", "causeway", "ms")
+                );
+                (row.case, row.peer, row.services, row.ratio.is_some())
+            };
+            rows.into_iter().map(name).collect()
+        };
+        let with = |peer: &str, compared| {
+            ["first", "change"].map(|case| (case.to_owned(), peer.to_owned(), 1_000, compared))
+        };
+        assert_eq!(names(&times), with("nft", true));
+        let (twin, check) = times.twins(1_000).unwrap();
+        assert_eq!((&*twin.case, &*twin.peer), ("change", "causeway"));
+        assert!(check.fatal);
+        // Where nft would take too long.
+        times.first[1].clear();
+        times.change[1].clear();
+        assert_eq!(names(&times), with("none", false));
+    }
+}

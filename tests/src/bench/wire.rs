@@ -369,3 +369,31 @@ impl Series {
         Ok(rows)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What readers of the JSON look rows up by.
+    #[test]
+    fn rows_have_the_names_that_are_promised() {
+        let cases = Case::ALL.map(|case| (case.name(), case.unit()));
+        let expected = [
+            ("rr", "us"),
+            ("crr", "us"),
+            ("stream", "ns/byte"),
+            ("packet", "ns"),
+        ];
+        assert_eq!(cases, expected);
+        let ways = [
+            (Way::Plain, "plain"),
+            (Way::Nft, "nft"),
+            (Way::Iptables, "iptables"),
+            (Way::CausewayTc, "causeway-tc"),
+            (Way::CausewayXdp, "causeway-xdp"),
+        ];
+        for (way, name) in ways {
+            assert_eq!(way.name(), name);
+        }
+    }
+}
