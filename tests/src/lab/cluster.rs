@@ -24,6 +24,10 @@ use super::{
 /// work to do.
 const START: Duration = Duration::from_mins(1);
 
+/// Entries of the map `SLOTS`: a sixteenth of the usual. Every command that shows services reads the
+/// whole map, which otherwise is most of the time that it takes.
+pub const SLOTS: u32 = 65_536;
+
 /// Where packets are taken on the uplinks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Hook {
@@ -228,7 +232,7 @@ impl Daemon {
             "version = 1\ninstance = \"{}\"\n\n[node]\nname = \"node{node}\"\n\n\
              [devices]\nuplinks = [{:?}]\npods = [\"pod*\"]\n\n[manifests]\ndirectory = \"{}\"\n\n\
              [services]\nexternal_ranges = {external:?}\n\n[datapath]\nxdp = \"{xdp}\"\n\n\
-             [api]\nsocket = \"{}\"\n",
+             [maps]\nslots = {SLOTS}\n\n[api]\nsocket = \"{}\"\n",
             self.instance,
             uplink.device("eth0"),
             Cluster::manifests_of(world)?.display(),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::abi::{MAPS, MapSpec};
 use proxy_tests::lab::{
+    cluster::SLOTS,
     layout::{self, Family, Layout},
     manifest::Service,
 };
@@ -32,11 +33,16 @@ pub(super) fn check(node: Node<'_>) -> Result<()> {
     let rows = node.rows(&["map", "list"])?;
     ensure!(rows.len() == MAPS.len(), "{rows:?}");
     for (spec, row) in MAPS.iter().zip(&rows) {
+        let entries = if spec.name == "SLOTS" {
+            SLOTS
+        } else {
+            spec.entries
+        };
         ensure!(
             text(row, "name")? == spec.name
                 && number(row, "key_bytes")? == u64::try_from(spec.key_bytes)?
                 && number(row, "value_bytes")? == u64::try_from(spec.value_bytes)?
-                && number(row, "capacity")? == u64::from(spec.entries),
+                && number(row, "capacity")? == u64::from(entries),
             "{spec:?} is shown as {row}"
         );
         records(node, spec, number(row, "used")?)?;
