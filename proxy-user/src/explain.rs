@@ -161,7 +161,7 @@ fn run_at(place: &Place, checked: &packet::Checked, live: &Live<'_>) -> (Action,
         Hook::Xdp => Layer::Driver,
         Hook::Ingress | Hook::Egress => Layer::SocketBuffer,
     };
-    let mut frame = Frame::new(&checked.bytes(place.tag), layer);
+    let mut frame = Frame::new(&checked.bytes(place.mac, place.tag), layer);
     let verdict = match place.hook {
         Hook::Xdp => run::<XdpUplink, _, _>(&mut frame, &simulation, place.ifindex),
         Hook::Ingress => run::<TcIngress, _, _>(&mut frame, &simulation, place.ifindex),

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeMap, net::IpAddr};
 
-use proxy_common::abi::{DeviceKey, DeviceRole, LOOPBACK};
+use proxy_common::{
+    abi::{DeviceKey, DeviceRole, LOOPBACK},
+    wire::MacAddr,
+};
 
 use super::{
     ExplainError, kernel,
@@ -35,12 +38,14 @@ impl Hook {
     }
 }
 
-/// A program at a device, and the VLAN tag that packets have there.
+/// A program at a device, and what packets to this node have there: a VLAN tag, a link-layer
+/// destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Place {
     pub(super) hook: Hook,
     pub(super) ifindex: u32,
     pub(super) tag: Option<u16>,
+    pub(super) mac: MacAddr,
 }
 
 /// Where a packet is seen.
@@ -65,6 +70,10 @@ pub(super) fn places(
         hook,
         ifindex,
         tag: None,
+        mac: devices
+            .get(&ifindex)
+            .map(|device| device.mac)
+            .unwrap_or_default(),
     };
     let xdp = (hook == Hook::Ingress).then(|| xdp(ifindex, devices, look));
     Ok(match xdp.flatten() {
@@ -117,7 +126,7 @@ fn arrival(
         .observed()
         .devices
         .keys()
-        .find(|key| key.vlan == 0 && is_uplink(look, key));
+        .find(|key| key.vlan == 0 && is_uplink(look, **key));
     uplink
         .map(|key| (hook, key.ifindex))
         .ok_or_else(|| ExplainError::Invalid {
@@ -130,6 +139,7 @@ fn arrival(
 /// The XDP program that sees what comes in by a device: at the device itself, or, of a VLAN device,
 /// at the one below, where its packets have a tag.
 fn xdp(ifindex: u32, devices: &BTreeMap<u32, Device>, look: &Look<'_>) -> Option<Place> {
+    let mac = devices.get(&ifindex)?.mac;
     let below = devices.get(&ifindex)?.vlan.map(|vlan| {
         let key = DeviceKey {
             ifindex: vlan.parent,
@@ -141,15 +151,16 @@ fn xdp(ifindex: u32, devices: &BTreeMap<u32, Device>, look: &Look<'_>) -> Option
     let mut seen = below.into_iter().chain([itself]);
     seen.find_map(|(key, tag)| {
         let device = devices.get(&key.ifindex)?;
-        (device.xdp != XdpState::None && is_uplink(look, &key)).then_some(Place {
+        (device.xdp != XdpState::None && is_uplink(look, key)).then_some(Place {
             hook: Hook::Xdp,
             ifindex: key.ifindex,
             tag,
+            mac,
         })
     })
 }
 
-fn is_uplink(look: &Look<'_>, key: &DeviceKey) -> bool {
-    let device = look.observed().devices.get(key);
+fn is_uplink(look: &Look<'_>, key: DeviceKey) -> bool {
+    let device = look.observed().devices.get(&key);
     device.is_some_and(|device| DeviceRole::from_raw(device.role) == DeviceRole::Uplink)
 }

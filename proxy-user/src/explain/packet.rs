@@ -5,7 +5,10 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use proxy_common::abi::{Family as _, V4, V6};
+use proxy_common::{
+    abi::{Family as _, V4, V6},
+    wire::MacAddr,
+};
 use serde::{Deserialize, Serialize};
 
 use super::ExplainError;
@@ -134,8 +137,9 @@ impl fmt::Display for Checked {
 }
 
 impl Checked {
-    /// The frame: link-layer addresses and checksums are left zero, since nothing decides by them.
-    pub(super) fn bytes(&self, tag: Option<u16>) -> Vec<u8> {
+    /// The frame, to the device with this link-layer address. The sender's and checksums are left
+    /// zero, since nothing decides by them.
+    pub(super) fn bytes(&self, to: MacAddr, tag: Option<u16>) -> Vec<u8> {
         let is_v6 = self.source.is_ipv6();
         let protocol = match (self.content, is_v6) {
             (Content::Segment(protocol), _) => protocol.number(),
@@ -144,7 +148,8 @@ impl Checked {
         };
         let segment = self.segment(is_v6);
         let length = u16::try_from(segment.len()).unwrap_or_default();
-        let mut frame = vec![0; 12];
+        let mut frame = to.bytes().to_vec();
+        frame.extend([0; 6]);
         if let Some(id) = tag {
             frame.extend([0x81, 0x00]);
             frame.extend(id.to_be_bytes());
@@ -266,16 +271,17 @@ mod tests {
         let v4 = packet("udp", "192.0.2.1", "10.96.0.10:53")
             .check()
             .unwrap()
-            .bytes(None);
+            .bytes(MacAddr::default(), None);
         assert_eq!((v4.len(), v4[17]), (42, 28));
         let v6 = packet("tcp", "fd00::1", "[fd00::2]:9")
             .check()
             .unwrap()
-            .bytes(None);
+            .bytes(MacAddr::default(), None);
         assert_eq!((v6.len(), v6[19]), (74, 20));
         let echo = packet("icmp", "fd00::1", "fd00::2").check().unwrap();
-        let echo = echo.bytes(Some(100));
+        let echo = echo.bytes(MacAddr::from_bytes([2, 0, 0, 0, 0, 7]), Some(100));
         assert_eq!((echo.len(), echo[23]), (66, 8));
+        assert_eq!(echo[..6], [2, 0, 0, 0, 0, 7]);
         assert_eq!(echo[12..18], [0x81, 0, 0, 100, 0x86, 0xdd]);
         assert_eq!((echo[24], echo[58]), (58, 128));
     }

@@ -10,13 +10,15 @@ use serde_json::Value;
 
 use crate::worlds::Worlds;
 
+type Check = fn(&Cluster) -> Result<()>;
+
 pub(super) fn trials(worlds: &Arc<Worlds>) -> Vec<Trial> {
-    let checks: [(&str, fn(&Cluster) -> Result<()>); 3] = [
+    let checks: [(&str, Check); 3] = [
         ("cli/api-answers", answers),
         ("cli/api-errors", errors),
         ("cli/api-metrics", metrics),
     ];
-    let trial = |(name, check): (&str, fn(&Cluster) -> Result<()>)| {
+    let trial = |(name, check): (&str, Check)| {
         let worlds = Arc::clone(worlds);
         Trial::test(name, move || Ok(check(worlds.serving("tc")?)?))
     };

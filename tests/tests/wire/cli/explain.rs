@@ -36,9 +36,10 @@ enum To {
     Balancer(&'static str),
     BalancerOther(&'static str),
     Cluster(&'static str),
+    NodePort(&'static str),
     Pod(u8),
 }
-use To::{Balancer, BalancerOther, Cluster as ClusterIp};
+use To::{Balancer, BalancerOther, Cluster as ClusterIp, NodePort};
 
 /// What happens to a real packet.
 #[derive(Clone, Copy, Debug)]
@@ -104,6 +105,13 @@ const CASES: &[Case] = &[
     Case { name: "from-this-node", from: Sender::Node, to: ClusterIp("far"), hooks: ["tc_egress at UPLINK"; 2],
         verdict: "rewritten and sent out of UPLINK", service: Some("far"),
         real: Answer(3, Seen::Sender) },
+    Case { name: "from-this-node-to-its-own-port", from: Sender::Node, to: NodePort("near"),
+        hooks: ["tc_egress at lo"; 2],
+        verdict: "rewritten and handed to the pod behind pod1", service: Some("near"),
+        real: Answer(1, Seen::Sender) },
+    Case { name: "to-a-process-of-this-node", from: Client, to: Balancer("hosted"), hooks: UPLINK_TC,
+        verdict: "rewritten and handed to this node's own stack", service: Some("hosted"),
+        real: Answer(101, Seen::Sender) },
 ];
 
 pub(super) fn trials(worlds: &Arc<Worlds>, has_vlans: bool) -> Vec<Trial> {
@@ -161,6 +169,10 @@ fn target(cluster: &Cluster, to: To, family: Family) -> Result<SocketAddr> {
             SocketAddr::new(service(name)?.balancer(Means::Http, family).ip(), 81)
         }
         ClusterIp(name) => service(name)?.cluster(Means::Http, family),
+        NodePort(name) => SocketAddr::new(
+            layout::node(1, family),
+            service(name)?.node_port(Means::Http),
+        ),
         To::Pod(number) => SocketAddr::new(cluster.world().layout().pod(number, family), HTTP_PORT),
     })
 }

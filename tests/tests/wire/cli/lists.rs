@@ -329,7 +329,7 @@ fn status(node: Node<'_>) -> Result<()> {
         .iter()
         .map(|row| text(row, "name"))
         .collect::<Result<_>>()?;
-    ensure!(names == ["eth0", "pod1", "pod2"], "{names:?}");
+    ensure!(names == ["lo", "eth0", "pod1", "pod2"], "{names:?}");
     let printed = node.text(&["status"])?;
     for word in [
         "causeway    ",
