@@ -9,6 +9,7 @@ mod source;
 
 use std::{
     collections::BTreeSet,
+    fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
@@ -236,6 +237,29 @@ fn the_configuration_page_names_every_key() {
     let page = read("docs/reference/configuration.md");
     let told: BTreeSet<String> = first_column(&page).into_iter().collect();
     assert_eq!(told, keys);
+}
+
+#[test]
+fn the_configuration_page_tells_the_defaults() {
+    const NEEDED: &str = "version = 1\ndevices.uplinks = [\"eth*\"]\nmanifests.directory = \"m\"\n";
+    let load = |text: &str| Config::parse(Path::new("/etc/causeway.toml"), text).unwrap();
+    let mut written = NEEDED.to_owned();
+    let mut count = 0;
+    for row in rows(&read("docs/reference/configuration.md")) {
+        let (Some(key), Some(value)) = (quoted(&row[0]).pop(), quoted(&row[1]).pop()) else {
+            continue;
+        };
+        let socket = format!("\"{}\"", value.replace("<instance>", "default"));
+        let value = if key == "api.socket" { &socket } else { value };
+        writeln!(written, "{key} = {value}").unwrap();
+        count += 1;
+    }
+    assert!(count > 15, "{written}");
+    assert_eq!(
+        format!("{:?}", load(&written)),
+        format!("{:?}", load(NEEDED)),
+        "{written}"
+    );
 }
 
 #[test]

@@ -58,6 +58,9 @@ impl Shown {
     }
 }
 
+/// A table: its titles, and each row's cells by title.
+type Table = (Vec<String>, Vec<BTreeMap<String, String>>);
+
 /// The command line on one node.
 #[derive(Clone, Copy)]
 struct Node<'c> {
@@ -115,7 +118,7 @@ impl<'c> Node<'c> {
     }
 
     /// A list as a table: the titles, and rows by title. What a column holds begins under its title.
-    fn table(self, arguments: &[&str]) -> Result<(Vec<String>, Vec<BTreeMap<String, String>>)> {
+    fn table(self, arguments: &[&str]) -> Result<Table> {
         let text = self.text(arguments)?;
         let mut lines = text.lines();
         let head = lines.next().context("no titles")?;

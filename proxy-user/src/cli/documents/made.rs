@@ -177,13 +177,12 @@ fn bytes(kind: &str) -> [usize; 2] {
     let same = |bytes| [bytes, bytes];
     match kind {
         "u8" => same(1),
-        "u16" | "Be16" => same(2),
+        "u16" | "Be16" | "[u8; 2]" => same(2),
         "u32" | "Addr4" => same(4),
         "MacAddr" => same(6),
         "u64" => same(8),
         "Addr6" | "[u16; 8]" => same(16),
         "F::Addr" => [4, 16],
-        "[u8; 2]" => same(2),
         "[u8; 3]" => same(3),
         other => panic!("say how large {other} is, here"),
     }
@@ -225,17 +224,17 @@ fn record_sections(sources: &[source::File]) -> (String, Vec<(String, usize)>) {
 #[test]
 fn the_page_of_maps_is_complete() {
     const PAGE: &str = "docs/reference/maps.md";
-    let read = |name: &&str| source::File::read(&format!("proxy-common/src/{name}.rs"));
-    let sources: Vec<source::File> = FILES.iter().map(read).collect();
+    let open = |name: &&str| source::File::read(&format!("proxy-common/src/{name}.rs"));
+    let sources: Vec<source::File> = FILES.iter().map(open).collect();
     let (mut text, mut sizes) = record_sections(&sources);
     let small = [("u32", 4), ("u64", 8), ("Addr4", 4), ("Addr6", 16)];
     let small = small
         .into_iter()
         .chain([("AddressFlags", 4), ("[u32; 2]", 8), ("[u8; 200]", 200)]);
     sizes.extend(small.map(|(name, size)| (name.to_owned(), size)));
-    let row = |spec: &proxy_common::abi::MapSpec| {
-        let sized = [spec.key_bytes, spec.value_bytes];
-        let named = records_of(spec.name).into_iter().zip(sized);
+    let line = |spec: &proxy_common::abi::MapSpec| {
+        let bytes = [spec.key_bytes, spec.value_bytes];
+        let named = records_of(spec.name).into_iter().zip(bytes);
         let [key, value] = <[String; 2]>::try_from(
             named
                 .map(|(record, size)| {
@@ -258,7 +257,7 @@ fn the_page_of_maps_is_complete() {
             spec.purpose.to_owned(),
         ]
     };
-    let rows: Vec<Vec<String>> = MAPS.iter().map(row).collect();
+    let rows: Vec<Vec<String>> = MAPS.iter().map(line).collect();
     let titles = [
         "map",
         "kind",

@@ -86,8 +86,7 @@ impl File {
         let told = heads
             .iter()
             .find_map(|head| self.block(&format!("{head}{name}")));
-        told.map(|(told, _)| told)
-            .unwrap_or_else(|| panic!("{}: no {name}", self.path))
+        told.map_or_else(|| panic!("{}: no {name}", self.path), |(told, _)| told)
     }
 }
 
