@@ -6,7 +6,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, File},
+    io,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     thread,
@@ -109,7 +110,14 @@ pub fn sweep() -> Result<Vec<String>> {
 }
 
 /// Removes a world: its processes, namespaces, mounts and files. Nothing to remove is no error.
+///
+/// One at a time on a machine: a run that is interrupted removes its own world while another one may
+/// be sweeping it.
 pub fn remove(world: &str) -> Result<()> {
+    fs::create_dir_all(ROOT).with_context(|| format!("making {ROOT}"))?;
+    let lock = Path::new(ROOT).join(".removing");
+    let lock = File::create(&lock).with_context(|| format!("opening {}", lock.display()))?;
+    lock.lock().context("waiting for another removal")?;
     let names = namespaces(world);
     end_processes(&names)?;
     let delete = |name: &String| format!("netns delete {name}");
