@@ -17,10 +17,10 @@ pub use frontend::{
     AddressFlags, Backend, Service, ServiceKey, address_flag, backend_flag, service_flag,
 };
 pub use registry::{FILTER_BITS, FILTER_WORDS, MAPS, MapKind, MapSpec, OBJECT_NAME_BYTES};
-pub use settings::{Settings, setting_flag};
+pub use settings::Settings;
 
 /// Version of all records below. Pins are kept in a folder `v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Counts packets and bytes: one per reason and per CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -46,6 +46,6 @@ crate::wire::plain! {
     Backend => 32, 4;
     DeviceKey => 8, 4;
     Device => 40, 4;
-    Settings => 24, 4;
+    Settings => 16, 4;
     Counter => 16, 8;
 }

@@ -1,11 +1,5 @@
 //! Numbers that the slow path needs and the daemon may change at run time.
 
-/// Bits of [`Settings::flags`].
-pub mod setting_flag {
-    /// The daemon has filled every map at least once.
-    pub const READY: u32 = 1 << 0;
-}
-
 /// The one record of `SETTINGS`.
 ///
 /// Time in flows is counted in ticks of 256 jiffies: the kernel's coarse counter costs a packet
@@ -19,10 +13,6 @@ pub struct Settings {
     pub port_count: u32,
     /// Mixed into random choices; differs from node to node.
     pub seed: u32,
-    /// See [`setting_flag`].
-    pub flags: u32,
     /// Jiffies per second, for readers of this record.
     pub hz: u32,
-    /// Zero.
-    pub pad: u32,
 }

@@ -6,7 +6,7 @@ use proxy_common::{
     abi::{
         Addr4, Addr6, Address, AddressFlags, Backend, Counter, Device, DeviceKey, DeviceRole,
         Family, Flow, FlowKey, FlowStep, MAPS, MapKind, Service, ServiceKey, Settings,
-        address_flag, backend_flag, device_flag, flow_state, service_flag, setting_flag,
+        address_flag, backend_flag, device_flag, flow_state, service_flag,
     },
     datapath::{Event, Reason},
     wire::{MacAddr, Plain},
@@ -323,7 +323,6 @@ impl Words for Settings {
             "port_min": self.port_min,
             "port_count": self.port_count,
             "seed": self.seed,
-            "flags": flags(self.flags, &[(setting_flag::READY, "ready")]),
             "hz": self.hz,
         })
     }

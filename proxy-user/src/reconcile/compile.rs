@@ -10,7 +10,7 @@ use std::{
 use proxy_common::{
     abi::{
         Addr4, Addr6, Address, AddressFlags, Backend, FilterKind, Service, ServiceKey, Settings,
-        address_flag, backend_flag, service_flag, setting_flag,
+        address_flag, backend_flag, service_flag,
     },
     wire::Be16,
 };
@@ -103,9 +103,7 @@ fn settings(facts: &Facts, options: &Options) -> Settings {
             reason = "any bits of the hash will do"
         )]
         seed: seed as u32,
-        flags: setting_flag::READY,
         hz: facts.hz,
-        pad: 0,
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
 use proxy_common::{
     abi::{
         Address, AddressFlags, Backend, DeviceRole, FilterKind, address_flag, backend_flag,
-        filter_position, service_flag, setting_flag,
+        filter_position, service_flag,
     },
     wire::MacAddr,
 };
@@ -265,7 +265,6 @@ fn a_whole_plan() {
     assert_eq!(own, expected, "never the node's own address");
     assert_eq!(plan.settings.port_min, 61_000);
     assert_eq!(plan.settings.port_count, 4_536);
-    assert_eq!(plan.settings.flags, setting_flag::READY);
     assert_eq!(
         plan.objects
             .values()

@@ -15,7 +15,7 @@ use proxy_common::{
     abi::{
         Addr4, Addr6, Backend, Device, DeviceKey, DeviceRole, Family, FilterKind, Flow, FlowKey,
         MAPS, Service, ServiceKey, Settings, V4, V6, backend_flag, device_flag, filter_position,
-        service_flag, setting_flag,
+        service_flag,
     },
     datapath::{Event, Reason},
     wire::{Be16, MacAddr, Plain},
@@ -111,7 +111,6 @@ impl Datapath {
             port_min,
             port_count,
             seed: 0x5bd1_e995,
-            flags: setting_flag::READY,
             ..Settings::default()
         };
         maps.settings

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnet::IpNet;
 use proxy_common::abi::{
     Addr4, Addr6, Backend, Device, DeviceKey, DeviceRole, FilterKind, Service, Settings,
-    address_flag, backend_flag, device_flag, filter_position, service_flag, setting_flag,
+    address_flag, backend_flag, device_flag, filter_position, service_flag,
 };
 use proxy_common::wire::{Be16, MacAddr};
 use proxy_user::simulation::{FlowRecord, Tuple, wide};
@@ -81,9 +81,7 @@ impl Default for World {
                 port_min: u32::from(CLAIMED),
                 port_count: 1,
                 seed: 7,
-                flags: setting_flag::READY,
                 hz: 250,
-                pad: 0,
             },
             services: BTreeMap::new(),
             addresses: BTreeMap::new(),
