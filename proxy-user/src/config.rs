@@ -17,6 +17,7 @@ use proxy_common::abi::{DeviceRole, MAPS};
 use wildmatch::WildMatch;
 
 use crate::{
+    kernel::sysctl::Sysctl,
     model::Algorithm,
     reconcile::{Capacity, Options},
 };
@@ -159,6 +160,8 @@ pub struct Config {
     pub pods: Vec<WildMatch>,
     /// The directory of Kubernetes manifests.
     pub manifests: PathBuf,
+    /// The directory for what must outlive the daemon: the last good state of manifests.
+    pub state: PathBuf,
     /// Where external addresses of Services may lie; empty: they aren't served.
     pub external_ranges: Vec<ipnet::IpNet>,
     /// Source ports that translation may claim.
@@ -191,7 +194,7 @@ impl Config {
 
     /// Checks the text of a file.
     pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
-        resolve::resolve(file, text)
+        resolve::resolve(file, text, Sysctl::default().local_ports())
     }
 
     /// What a device of this name is to us. Uplinks come first.

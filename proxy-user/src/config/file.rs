@@ -18,6 +18,8 @@ pub(super) struct File {
     pub(super) devices: Devices,
     pub(super) manifests: Manifests,
     #[serde(default)]
+    pub(super) state: State,
+    #[serde(default)]
     pub(super) services: Services,
     #[serde(default)]
     pub(super) nat: Nat,
@@ -51,6 +53,12 @@ pub(super) struct Devices {
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifests {
     pub(super) directory: Text,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct State {
+    pub(super) directory: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -12,6 +12,12 @@ use wildmatch::WildMatch;
 use super::{Config, ConfigError, FlowTimeouts, MapSizes, Problem, VERSION, XdpMode, file};
 use crate::model::Algorithm;
 
+/// Ports that Kubernetes gives to services of type NodePort unless it is told otherwise.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+/// Source ports that translation claims unless it is told otherwise.
+const NAT_PORTS: RangeInclusive<u16> = 61_000..=65_535;
+
 /// Longest name of a network device (`IFNAMSIZ` less the final zero).
 const DEVICE_NAME_BYTES: usize = 15;
 
@@ -19,10 +25,16 @@ const DEVICE_NAME_BYTES: usize = 15;
 struct Check<'t> {
     file: &'t Path,
     text: &'t str,
+    /// `net.ipv4.ip_local_port_range`; none: not known.
+    local_ports: Option<RangeInclusive<u16>>,
     problems: Vec<Problem>,
 }
 
-pub(super) fn resolve(path: &Path, text: &str) -> Result<Config, ConfigError> {
+pub(super) fn resolve(
+    path: &Path,
+    text: &str,
+    local_ports: Option<RangeInclusive<u16>>,
+) -> Result<Config, ConfigError> {
     let parsed: file::File = toml::from_str(text).map_err(|error| {
         let start = error.span().map_or(0, |span| span.start);
         ConfigError::Syntax {
@@ -34,6 +46,7 @@ pub(super) fn resolve(path: &Path, text: &str) -> Result<Config, ConfigError> {
     let mut check = Check {
         file: path,
         text,
+        local_ports,
         problems: Vec::new(),
     };
     check.version(&parsed.version);
@@ -43,6 +56,7 @@ pub(super) fn resolve(path: &Path, text: &str) -> Result<Config, ConfigError> {
         uplinks: check.uplinks(&parsed.devices.uplinks),
         pods: check.patterns("devices.pods", &parsed.devices.pods),
         manifests: check.directory(&parsed.manifests.directory),
+        state: check.state(parsed.state.directory.as_ref(), &instance),
         external_ranges: check.ranges("services.external_ranges", &parsed.services.external_ranges),
         nat_ports: check.ports(parsed.nat.ports.as_ref()),
         xdp: check.xdp("datapath.xdp", parsed.datapath.xdp.as_ref()),
@@ -91,6 +105,10 @@ fn syntax_message(message: &str, text: &str, offset: usize) -> String {
     } else {
         format!("`{quoted}`: {message}{remedy}")
     }
+}
+
+fn overlap(a: &RangeInclusive<u16>, b: &RangeInclusive<u16>) -> bool {
+    a.start() <= b.end() && b.start() <= a.end()
 }
 
 impl Check<'_> {
@@ -208,20 +226,46 @@ impl Check<'_> {
     }
 
     fn ports(&mut self, ports: Option<&Spanned<String>>) -> RangeInclusive<u16> {
-        let default = 61_000..=65_535;
-        let Some(text) = ports else { return default };
+        let Some(text) = ports else { return NAT_PORTS };
         let parsed = text.get_ref().split_once('-').and_then(|(first, last)| {
             Some(first.trim().parse::<u16>().ok()?..=last.trim().parse::<u16>().ok()?)
         });
-        match parsed {
-            Some(range) if *range.start() >= 1_024 && range.end() > range.start() => range,
-            _ => {
-                let remedy = "write two ports from 1024 to 65535, lower first, as \
-                              \"61000-65535\", outside net.ipv4.ip_local_port_range";
-                self.bad("nat.ports", text, remedy);
-                default
-            }
+        let Some(range) =
+            parsed.filter(|range| *range.start() >= 1_024 && range.end() > range.start())
+        else {
+            let remedy = "write two ports from 1024 to 65535, lower first, as \"61000-65535\"";
+            self.bad("nat.ports", text, remedy);
+            return NAT_PORTS;
+        };
+        if overlap(&range, &NODE_PORTS) {
+            let remedy = "these are node ports (30000-32767), whose connections translation would \
+                          take for its own; write ports outside of them, as \"61000-65535\"";
+            self.bad("nat.ports", text, remedy);
         }
+        if let Some(local) = self.local_ports.clone().filter(|l| overlap(&range, l)) {
+            let remedy = format!(
+                "this node's own sockets take ports from {}-{} \
+                 (net.ipv4.ip_local_port_range), and both would use the same; write ports outside \
+                 of them, or set that range to others",
+                local.start(),
+                local.end()
+            );
+            self.bad("nat.ports", text, remedy);
+        }
+        range
+    }
+
+    fn state(&mut self, directory: Option<&Spanned<String>>, instance: &str) -> PathBuf {
+        let Some(text) = directory else {
+            return Path::new("/var/lib/causeway").join(instance);
+        };
+        let path = PathBuf::from(text.get_ref());
+        if !path.is_absolute() {
+            let remedy = "write the absolute path of a directory that outlives a restart of this \
+                          node, and that no other instance uses";
+            self.bad("state.directory", text, remedy);
+        }
+        path
     }
 
     fn xdp(&mut self, key: &str, mode: Option<&Spanned<String>>) -> XdpMode {

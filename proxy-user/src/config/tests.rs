@@ -14,12 +14,15 @@ pods = ["veth*"]
 [manifests]
 directory = "manifests"
 
+[state]
+directory = "/srv/causeway"
+
 [services]
 algorithm = "maglev"
 external_ranges = ["198.51.100.0/24"]
 
 [nat]
-ports = "40000-50000"
+ports = "20000-29999"
 
 [datapath]
 xdp = "generic"
@@ -40,7 +43,8 @@ const LEAST: &str =
     "version = 1\n[devices]\nuplinks = [\"eth0\"]\n[manifests]\ndirectory = \"/m\"\n";
 
 fn parse(text: &str) -> Result<Config, ConfigError> {
-    Config::parse(Path::new("/etc/causeway/causeway.toml"), text)
+    let usual = 32_768..=60_999;
+    resolve::resolve(Path::new("/etc/causeway/causeway.toml"), text, Some(usual))
 }
 
 fn error(text: &str) -> String {
@@ -59,7 +63,8 @@ fn reads_every_key() {
     assert_eq!(config.xdp_mode("eth0"), XdpMode::Generic);
     assert_eq!(config.xdp_mode("eth10"), XdpMode::Off);
     assert_eq!(config.manifests, Path::new("/etc/causeway/manifests"));
-    assert_eq!(config.nat_ports, 40_000..=50_000);
+    assert_eq!(config.state, Path::new("/srv/causeway"));
+    assert_eq!(config.nat_ports, 20_000..=29_999);
     assert_eq!(config.algorithm, Algorithm::Maglev);
     assert_eq!(config.maps.entries("FLOWS_V6"), Some(1_024));
     assert_eq!(config.maps.entries("BACKENDS"), Some(131_072));
@@ -85,19 +90,20 @@ fn defaults_are_those_of_the_map_registry() {
     }
     assert_eq!(config.socket, Path::new("/run/causeway/default.sock"));
     assert_eq!(config.nat_ports, 61_000..=65_535);
+    assert_eq!(config.state, Path::new("/var/lib/causeway/default"));
 }
 
 #[test]
 fn every_mistake_is_told_with_line_key_value_and_remedy() {
     let text = WHOLE
-        .replace("\"40000-50000\"", "\"50000-40000\"")
+        .replace("\"20000-29999\"", "\"50000-40000\"")
         .replace("\"1h\"", "\"soon\"")
         .replace("\"maglev\"", "\"best\"");
     let expected = "\
-/etc/causeway/causeway.toml:20: nat.ports = \"50000-40000\": write two ports from 1024 to 65535, \
-lower first, as \"61000-65535\", outside net.ipv4.ip_local_port_range
-/etc/causeway/causeway.toml:16: services.algorithm = \"best\": write \"random\" or \"maglev\"
-/etc/causeway/causeway.toml:27: flows.tcp_established = \"soon\": write a time from \"1s\" to \
+/etc/causeway/causeway.toml:23: nat.ports = \"50000-40000\": write two ports from 1024 to 65535, \
+lower first, as \"61000-65535\"
+/etc/causeway/causeway.toml:19: services.algorithm = \"best\": write \"random\" or \"maglev\"
+/etc/causeway/causeway.toml:30: flows.tcp_established = \"soon\": write a time from \"1s\" to \
 \"7days\", as \"30s\" or \"2h\"";
     assert_eq!(error(&text), expected);
 }
@@ -125,4 +131,35 @@ fn mistakes_of_form_are_told_with_the_line() {
     }
     let newer = LEAST.replace("version = 1", "version = 2");
     assert!(error(&newer).contains(":1: version = 2: this build reads version 1"));
+}
+
+#[test]
+fn ports_for_translation_are_nobody_elses() {
+    let rows = [
+        ("61000-65535", None),
+        ("20000-29999", None),
+        ("1024-29999", None),
+        ("20000-30000", Some("these are node ports (30000-32767)")),
+        ("32767-32768", Some("these are node ports (30000-32767)")),
+        ("30100-30200", Some("these are node ports (30000-32767)")),
+        ("60999-65535", Some("take ports from 32768-60999")),
+        ("40000-50000", Some("take ports from 32768-60999")),
+        ("1024-65535", Some("take ports from 32768-60999")),
+    ];
+    for (ports, told) in rows {
+        let text = LEAST.replace("[dev", &format!("nat.ports = \"{ports}\"\n[dev"));
+        match told {
+            None => assert!(parse(&text).is_ok(), "{ports}"),
+            Some(told) => {
+                let error = error(&text);
+                let place = format!("causeway.toml:2: nat.ports = \"{ports}\": ");
+                assert!(error.contains(&place) && error.contains(told), "{error}");
+                assert!(error.contains("write ports outside of them"), "{error}");
+            }
+        }
+    }
+    // What the kernel does is not known everywhere; node ports are.
+    let text = WHOLE.replace("20000-29999", "40000-50000");
+    let file = Path::new("/etc/causeway/causeway.toml");
+    assert!(resolve::resolve(file, &text, None).is_ok());
 }

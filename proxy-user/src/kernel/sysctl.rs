@@ -119,6 +119,14 @@ impl Sysctl {
         self.write(RESERVED, &format!("{wanted}\n"))
     }
 
+    /// The ports that the kernel gives to sockets that ask for any port.
+    #[must_use]
+    pub fn local_ports(&self) -> Option<RangeInclusive<u16>> {
+        let text = self.read("ipv4/ip_local_port_range").ok()?;
+        let (first, last) = text.split_once(char::is_whitespace)?;
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+    }
+
     /// What keeps services from working in this namespace.
     #[must_use]
     pub fn findings(&self, v4: bool, v6: bool) -> Vec<Finding> {
@@ -271,6 +279,14 @@ mod tests {
         assert!(!sysctl.reserve_ports(&(61_000..=65_000)).unwrap());
         sysctl.free_ports(&(61_000..=65_000)).unwrap();
         assert_eq!(sysctl.read(RESERVED).unwrap(), "8080,30000-32767");
+    }
+
+    #[test]
+    fn the_ports_of_sockets_are_read() {
+        let (_folder, sysctl) = tree(&[("ipv4/ip_local_port_range", "32768\t60999")]);
+        assert_eq!(sysctl.local_ports(), Some(32_768..=60_999));
+        let (_folder, sysctl) = tree(&[]);
+        assert_eq!(sysctl.local_ports(), None);
     }
 
     #[test]

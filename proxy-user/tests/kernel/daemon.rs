@@ -60,7 +60,8 @@ impl Node {
         let text = format!(
             "version = 1\ninstance = \"{name}\"\nnode.name = \"node1\"\n\
              devices.uplinks = [\"up*\"]\ndevices.pods = [\"pod*\"]\n\
-             manifests.directory = \"manifests\"\n[maps]\n{maps}\n"
+             manifests.directory = \"manifests\"\nstate.directory = {:?}\n[maps]\n{maps}\n",
+            folder.path().join("state")
         );
         let config = Config::parse(&folder.path().join("causeway.toml"), &text).unwrap();
         Self {

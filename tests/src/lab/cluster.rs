@@ -231,11 +231,12 @@ impl Daemon {
         Ok(format!(
             "version = 1\ninstance = \"{}\"\n\n[node]\nname = \"node{node}\"\n\n\
              [devices]\nuplinks = [{:?}]\npods = [\"pod*\"]\n\n[manifests]\ndirectory = \"{}\"\n\n\
-             [services]\nexternal_ranges = {external:?}\n\n[datapath]\nxdp = \"{xdp}\"\n\n\
-             [maps]\nslots = {SLOTS}\n\n[api]\nsocket = \"{}\"\n",
+             [state]\ndirectory = \"{}\"\n\n[services]\nexternal_ranges = {external:?}\n\n\
+             [datapath]\nxdp = \"{xdp}\"\n\n[maps]\nslots = {SLOTS}\n\n[api]\nsocket = \"{}\"\n",
             self.instance,
             uplink.device("eth0"),
             Cluster::manifests_of(world)?.display(),
+            world.node_directory(self.node).join("state").display(),
             self.socket.display(),
             node = self.node,
         ))

@@ -46,7 +46,8 @@ impl Daemon {
         let config = format!(
             "version = 1\ninstance = \"{instance}\"\n[node]\nname = \"bench\"\n[devices]\nuplinks = [\"in0\"]\n\
              [manifests]\ndirectory = \"manifests\"\n[maps]\nbackends = 262144\n\
-             [api]\nsocket = \"{}\"\n",
+             [state]\ndirectory = \"{}\"\n[api]\nsocket = \"{}\"\n",
+            place.directory.join("state").display(),
             place.directory.join("causeway.sock").display()
         );
         fs::write(&file, config).context("writing the configuration")?;
