@@ -6,6 +6,7 @@
 mod client;
 mod query;
 mod server;
+mod socket;
 mod status;
 
 pub use client::{Client, ClientError};

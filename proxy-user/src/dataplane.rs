@@ -9,6 +9,7 @@ pub mod attach;
 pub mod flows;
 pub mod limits;
 pub mod load;
+pub mod lock;
 pub mod maps;
 pub mod observe;
 pub mod pins;
@@ -18,6 +19,7 @@ pub mod table;
 pub mod verification;
 
 pub use load::{Globals, Programs};
+pub use lock::InstanceLock;
 pub use maps::{MapSizes, Maps};
 pub use pins::PinFolder;
 pub use probe::{Features, Ticks, jiffies_per_second};

@@ -1,6 +1,6 @@
 //! Answers questions on a unix socket.
 
-use std::{fs, io, os::unix::fs::PermissionsExt, path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -11,8 +11,9 @@ use axum::{
 };
 use serde::Deserialize;
 use serde_json::json;
-use tokio::{net::UnixListener, sync::watch, task::spawn_blocking, time::timeout};
+use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 
+use super::socket::Socket;
 use super::{Query, QueryError, answer, status::status};
 use crate::{config::Config, daemon::View, dataplane::Ticks, explain::Packet, telemetry::metrics};
 
@@ -28,8 +29,9 @@ struct Server {
 
 /// Serves until `stop` turns true. Without a socket the daemon does its work all the same.
 pub async fn serve(view: Arc<View>, config: Arc<Config>, mut stop: watch::Receiver<bool>) {
-    let listener = match listen(&config.socket) {
-        Ok(listener) => listener,
+    let opened = Socket::bind(&config.socket).and_then(Socket::listen);
+    let (listener, socket) = match opened {
+        Ok(opened) => opened,
         Err(error) => {
             let socket = config.socket.display();
             tracing::error!(%socket, %error, "no API: the socket cannot be made");
@@ -54,21 +56,7 @@ pub async fn serve(view: Arc<View>, config: Arc<Config>, mut stop: watch::Receiv
     if let Err(error) = ended {
         tracing::error!(%error, "the API has ended");
     }
-    let _ = fs::remove_file(&config.socket);
-}
-
-/// Makes the socket, for root alone, in place of one that a daemon before has left.
-fn listen(path: &Path) -> io::Result<UnixListener> {
-    if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
-    }
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    socket.remove();
 }
 
 #[derive(Deserialize)]

@@ -5,14 +5,14 @@ use std::io::Write;
 use anyhow::Context as _;
 
 use super::{
-    Exit, Failure,
+    Failure,
     arguments::{Arguments, Detach, Run},
     load,
     output::Output,
 };
 use crate::{
     api, daemon,
-    dataplane::{PinFolder, attach::detach_all},
+    dataplane::{InstanceLock, PinFolder, attach::detach_all},
     telemetry::log,
 };
 
@@ -37,18 +37,13 @@ pub(super) fn detach<W: Write>(
     detach: &Detach,
     output: &mut Output<W>,
 ) -> anyhow::Result<()> {
-    let (instance, socket) = match &detach.config {
-        Some(file) => {
-            let config = load(file)?;
-            (config.instance, config.socket)
-        }
-        None => (arguments.instance.clone(), arguments.socket()),
+    let instance = match &detach.config {
+        Some(file) => load(file)?.instance,
+        None => arguments.instance.clone(),
     };
+    let folder = PinFolder::new(&instance);
     // A daemon would put everything back at once.
-    if std::os::unix::net::UnixStream::connect(socket).is_ok() {
-        let message = format!("the daemon of instance {instance:?} is running: stop it first");
-        return Err(Failure::new(Exit::Failed, message).into());
-    }
-    detach_all(&PinFolder::new(&instance)).context("cannot detach")?;
+    let _lock = InstanceLock::of_existing(&folder).context("cannot detach")?;
+    detach_all(&folder).context("cannot detach")?;
     output.text(&format!("instance {instance} is out of the kernel"))
 }

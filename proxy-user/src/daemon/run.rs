@@ -15,6 +15,8 @@ use super::notify::ServiceManager;
 use super::retry::Retry;
 use super::view::View;
 use crate::config::{Config, ConfigError};
+use crate::dataplane::PinFolder;
+use crate::dataplane::lock::{InstanceLock, LockError};
 use crate::kernel::watch::Watch as KernelWatch;
 use crate::source::assemble::Policy;
 use crate::source::manifests::{Manifests, Snapshot, Watch as ManifestWatch};
@@ -38,6 +40,9 @@ pub enum RunError {
     /// The configuration.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Another daemon of this instance is running.
+    #[error(transparent)]
+    Lock(#[from] LockError),
     /// The first steps.
     #[error(transparent)]
     Start(#[from] StartError),
@@ -70,6 +75,7 @@ where
     F: Future<Output = ()> + Send + 'static,
 {
     let config = Arc::new(Config::load(file)?);
+    let _lock = InstanceLock::take(&PinFolder::new(&config.instance))?;
     let mut signals = Signals::subscribe()?;
     // Subscribe first, then read: what changes in between is seen twice rather than never.
     let kernel = KernelWatch::subscribe().map_err(|source| RunError::Subscribe {
@@ -339,6 +345,7 @@ fn restart_needed(old: &Config, new: &Config) -> Option<&'static str> {
         ("node.name", old.node != new.node),
         ("maps", old.maps != new.maps),
         ("manifests.directory", old.manifests != new.manifests),
+        ("state.directory", old.state != new.state),
         (
             "services.external_ranges",
             old.external_ranges != new.external_ranges,

@@ -38,7 +38,7 @@ pub enum PinError {
 }
 
 impl PinError {
-    fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+    pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File {
             action,
             path: path.to_owned(),
@@ -71,10 +71,25 @@ impl PinFolder {
         Self { instance, version }
     }
 
+    /// The folder of the instance, above those of all versions.
+    #[must_use]
+    pub fn instance(&self) -> &Path {
+        &self.instance
+    }
+
     /// The folder itself.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.version
+    }
+
+    /// The folder of the same instance for another version of the records.
+    #[must_use]
+    pub fn of_version(&self, version: u32) -> Self {
+        Self {
+            instance: self.instance.clone(),
+            version: self.instance.join(format!("v{version}")),
+        }
     }
 
     /// Where the map of this name is pinned.
@@ -103,6 +118,16 @@ impl PinFolder {
 
     /// Makes the folders; mounts the BPF file system if nothing is mounted there.
     pub fn create(&self) -> Result<(), PinError> {
+        self.create_instance()?;
+        for folder in [self.maps(), self.links()] {
+            fs::create_dir_all(&folder).map_err(PinError::file("make the folder", &folder))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the folder of the instance alone; mounts the BPF file system if nothing is mounted
+    /// there.
+    pub fn create_instance(&self) -> Result<(), PinError> {
         // /sys/fs/bpf/causeway/<instance>: two levels below the mount point.
         let root = self.instance.ancestors().nth(2).unwrap_or(Path::new(BPFFS));
         if !is_bpffs(root) {
@@ -119,10 +144,8 @@ impl PinFolder {
             })?;
             tracing::info!(path = %root.display(), "mounted the BPF file system");
         }
-        for folder in [self.maps(), self.links()] {
-            fs::create_dir_all(&folder).map_err(PinError::file("make the folder", &folder))?;
-        }
-        Ok(())
+        fs::create_dir_all(&self.instance)
+            .map_err(PinError::file("make the folder", &self.instance))
     }
 
     /// Links that are pinned: program, device, path.
@@ -168,8 +191,14 @@ impl PinFolder {
         Ok(())
     }
 
-    /// Versions other than ours that have pins here, left by an upgrade or a downgrade.
-    pub fn other_versions(&self) -> Result<Vec<PathBuf>, PinError> {
+    /// The folder that says in which version the records of each map last changed.
+    #[must_use]
+    pub fn layouts(&self) -> PathBuf {
+        self.version.join("layouts")
+    }
+
+    /// Folders of other versions that have pins here: an upgrade or a downgrade takes them over.
+    pub fn other_versions(&self) -> Result<Vec<Self>, PinError> {
         let entries = match fs::read_dir(&self.instance) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -180,8 +209,13 @@ impl PinFolder {
             let path = entry
                 .map_err(PinError::file("read", &self.instance))?
                 .path();
-            if path != self.version {
-                versions.push(path);
+            let name = path.file_name().and_then(|name| name.to_str());
+            let number = name.and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
+            if number.is_some() && path != self.version {
+                versions.push(Self {
+                    instance: self.instance.clone(),
+                    version: path,
+                });
             }
         }
         Ok(versions)

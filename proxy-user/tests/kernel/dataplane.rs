@@ -13,7 +13,9 @@ use proxy_user::dataplane::attach::{Attachments, Target, TcMode, detach_all};
 use proxy_user::dataplane::flows::Clock;
 use proxy_user::dataplane::load::{Globals, Programs, embedded_object};
 use proxy_user::dataplane::maps::MapError;
-use proxy_user::dataplane::{Features, MapSizes, Maps, PinFolder, Ticks, jiffies_per_second};
+use proxy_user::dataplane::{
+    Features, InstanceLock, MapSizes, Maps, PinFolder, Ticks, jiffies_per_second,
+};
 use proxy_user::kernel::devices::{self, XdpState};
 use proxy_user::kernel::netlink::Netlink;
 
@@ -24,7 +26,7 @@ fn small() -> MapSizes {
         .collect()
 }
 
-fn load(folder: &PinFolder) -> (Maps, Programs) {
+pub(crate) fn load(folder: &PinFolder) -> (Maps, Programs) {
     let maps = Maps::open_or_create(folder, &small()).unwrap();
     let features = Features::probe().unwrap();
     let globals = Globals {
@@ -35,7 +37,7 @@ fn load(folder: &PinFolder) -> (Maps, Programs) {
     (maps, Programs::load(object, folder, globals).unwrap())
 }
 
-fn target(name: &str, xdp: XdpMode) -> Target {
+pub(crate) fn target(name: &str, xdp: XdpMode) -> Target {
     let devices = devices::list(&mut Netlink::connect().unwrap()).unwrap();
     let device = devices.values().find(|device| device.name == name).unwrap();
     Target {
@@ -48,7 +50,7 @@ fn target(name: &str, xdp: XdpMode) -> Target {
 }
 
 /// Ids of our links, by pin.
-fn link_ids(folder: &PinFolder) -> BTreeMap<String, String> {
+pub(crate) fn link_ids(folder: &PinFolder) -> BTreeMap<String, String> {
     let mut ids = BTreeMap::new();
     for (program, ifindex, path) in folder.pinned_links().unwrap() {
         let shown = output(
@@ -89,6 +91,30 @@ fn maps_are_made_adopted_and_refused_when_they_differ() {
 
     let error = Maps::open_or_create(&folder, &[("FLOWS".to_owned(), 1)].into()).unwrap_err();
     assert!(matches!(error, MapError::Unknown { .. }), "{error}");
+}
+
+#[test]
+fn one_process_works_on_an_instance() {
+    let world = World::new("ks-lock");
+    let folder = world.folder();
+    let first = InstanceLock::take(&folder).unwrap();
+    let own = format!("process {} works on this instance", std::process::id());
+    for second in [
+        InstanceLock::take(&folder).map(Some),
+        InstanceLock::of_existing(&folder),
+    ] {
+        let error = second.unwrap_err().to_string();
+        assert!(error.contains(&own), "{error}");
+    }
+    // Who removes the folder has its lock, and the next makes another.
+    folder.remove().unwrap();
+    let second = InstanceLock::take(&folder).unwrap();
+    drop(first);
+    assert!(InstanceLock::take(&folder).is_err());
+    drop(second);
+    drop(InstanceLock::take(&folder).unwrap());
+    folder.remove().unwrap();
+    assert!(InstanceLock::of_existing(&folder).unwrap().is_none());
 }
 
 #[test]
@@ -189,7 +215,7 @@ fn ticks_last_as_long_as_the_clock_says() {
 }
 
 /// The ids of programs at a TC hook of a device, as the kernel tells them.
-fn at_hook(tc: TcMode, device: &str, attach: TcAttachType) -> Vec<u32> {
+pub(crate) fn at_hook(tc: TcMode, device: &str, attach: TcAttachType) -> Vec<u32> {
     match tc {
         TcMode::Tcx => {
             let (_, programs) = SchedClassifier::query_tcx(device, attach).unwrap();
