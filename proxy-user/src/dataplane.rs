@@ -16,6 +16,7 @@ pub mod pins;
 mod probe;
 mod syscall;
 pub mod table;
+pub mod upgrade;
 pub mod verification;
 
 pub use load::{Globals, Programs};

@@ -17,6 +17,7 @@ use crate::dataplane::flows::{Clock, SweepError, Sweeper, Swept, Totals};
 use crate::dataplane::load::{Globals, LoadError, Programs, embedded_object};
 use crate::dataplane::maps::MapError;
 use crate::dataplane::observe::{self, ObserveError};
+use crate::dataplane::upgrade::{self, UpgradeError};
 use crate::dataplane::{Features, MapSizes, Maps, PinFolder, Ticks, jiffies_per_second, limits};
 use crate::kernel::devices::{self, Device, XdpState};
 use crate::kernel::netlink::Netlink;
@@ -38,6 +39,9 @@ pub enum StartError {
     /// Maps.
     #[error(transparent)]
     Maps(#[from] MapError),
+    /// Pins of another version.
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
     /// Programs.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -99,6 +103,7 @@ impl Engine {
             .iter()
             .filter_map(|spec| Some((spec.name.to_owned(), config.maps.entries(spec.name)?)))
             .collect();
+        upgrade::take_over(&folder)?;
         let maps = Arc::new(Maps::open_or_create(&folder, &sizes)?);
         let globals = Globals {
             fixed_tick: 0,

@@ -376,7 +376,8 @@ impl Attachments {
         self.links
             .retain(|(_, ifindex), _| wanted.contains_key(ifindex));
         for (program, ifindex, path) in self.folder.pinned_links()? {
-            if !wanted.contains_key(&ifindex) {
+            // A program that only another version has would work beside ours.
+            if !wanted.contains_key(&ifindex) || Hook::of_program(&program).is_none() {
                 remove_link(&path)?;
                 tracing::info!(ifindex, program, "detached");
             }

@@ -12,6 +12,7 @@ use proxy_common::abi::{
 use super::pins::{PinError, PinFolder};
 use super::syscall::{self, MapFd, NewMap};
 use super::table::{PerCpuTable, Table};
+use super::upgrade;
 
 /// `BPF_F_NO_PREALLOC`.
 const NO_PREALLOC: u32 = 1;
@@ -120,6 +121,7 @@ impl Maps {
             return Err(MapError::Unknown { name: name.clone() });
         }
         folder.create()?;
+        upgrade::mark(folder)?;
         Self::each(|spec| {
             let entries = sizes.get(spec.name).copied().unwrap_or(spec.entries);
             adopt_or_create(folder, spec, entries)
@@ -250,7 +252,7 @@ fn create(spec: &'static MapSpec, entries: u32) -> Result<MapFd, MapError> {
     MapFd::new(fd).map_err(error)
 }
 
-fn check(spec: &'static MapSpec, map: &MapFd, entries: u32) -> Result<(), MapError> {
+pub(super) fn check(spec: &'static MapSpec, map: &MapFd, entries: u32) -> Result<(), MapError> {
     let (kind, flags) = kernel_kind(spec.kind);
     let info = &map.info;
     // The kernel adds flags of its own to some kinds; this one alone is ours to choose.
@@ -272,22 +274,4 @@ fn check(spec: &'static MapSpec, map: &MapFd, entries: u32) -> Result<(), MapErr
         }
     }
     Ok(())
-}
-
-/// Bytes of kernel memory that a map of so many entries takes at most, as far as can be told from
-/// its shape: entries, and for hashes the bucket heads and the elements' own header.
-#[must_use]
-pub fn memory_bytes(spec: &MapSpec, entries: u32) -> u64 {
-    let record = (spec.key_bytes.next_multiple_of(8) + spec.value_bytes.next_multiple_of(8)) as u64;
-    let entries = u64::from(entries);
-    match spec.kind {
-        MapKind::Hash | MapKind::SparseHash | MapKind::DeviceMap => {
-            entries * (record + 48) + entries.next_power_of_two() * 16
-        }
-        MapKind::Array => entries * spec.value_bytes.next_multiple_of(8) as u64,
-        MapKind::PerCpuArray => {
-            let cpus = aya::util::nr_cpus().unwrap_or(1) as u64;
-            entries * cpus * spec.value_bytes.next_multiple_of(8) as u64
-        }
-    }
 }

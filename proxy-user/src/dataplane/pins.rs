@@ -92,6 +92,11 @@ impl PinFolder {
         }
     }
 
+    /// The version of the records that are pinned here.
+    pub(super) fn number(&self) -> u32 {
+        number(&self.version).unwrap_or_default()
+    }
+
     /// Where the map of this name is pinned.
     #[must_use]
     pub fn map(&self, name: &str) -> PathBuf {
@@ -209,9 +214,7 @@ impl PinFolder {
             let path = entry
                 .map_err(PinError::file("read", &self.instance))?
                 .path();
-            let name = path.file_name().and_then(|name| name.to_str());
-            let number = name.and_then(|name| name.strip_prefix('v')?.parse::<u32>().ok());
-            if number.is_some() && path != self.version {
+            if number(&path).is_some() && path != self.version {
                 versions.push(Self {
                     instance: self.instance.clone(),
                     version: path,
@@ -220,6 +223,12 @@ impl PinFolder {
         }
         Ok(versions)
     }
+}
+
+/// The number in the name of a version's folder.
+fn number(version: &Path) -> Option<u32> {
+    let name = version.file_name()?.to_str()?;
+    name.strip_prefix('v')?.parse().ok()
 }
 
 /// Removes one pin. That it is gone already is no error.

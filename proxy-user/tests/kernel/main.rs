@@ -9,4 +9,5 @@
 
 mod daemon;
 mod dataplane;
+mod upgrade;
 mod world;

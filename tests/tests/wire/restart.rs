@@ -1,10 +1,11 @@
 //! The daemon ends and comes again while traffic flows.
 
-use std::{thread::sleep, time::Duration};
+use std::{fs, thread::sleep, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
+use proxy_common::abi::ABI_VERSION;
 use proxy_tests::lab::{
     ask::{self, Means},
     cluster::{Cluster, Hook},
@@ -12,6 +13,8 @@ use proxy_tests::lab::{
     load::{Connections, Stream},
     manifest::Service,
 };
+
+use proxy_user::dataplane::PinFolder;
 
 use crate::worlds;
 
@@ -22,22 +25,69 @@ const CONNECTIONS: u64 = 1_000;
 const RATE: u32 = 500;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let cases = [
-        ("tc/killed", Hook::Tc, Signal::SIGKILL),
-        ("tc/asked-to-end", Hook::Tc, Signal::SIGTERM),
-        ("xdp/killed", Hook::Xdp, Signal::SIGKILL),
+    let cases: [(&str, Hook, Signal, Meanwhile); 6] = [
+        ("tc/killed", Hook::Tc, Signal::SIGKILL, |_| Ok(())),
+        ("tc/asked-to-end", Hook::Tc, Signal::SIGTERM, |_| Ok(())),
+        ("xdp/killed", Hook::Xdp, Signal::SIGKILL, |_| Ok(())),
+        ("tc/upgraded", Hook::Tc, Signal::SIGTERM, |cluster| {
+            other_version(cluster, ABI_VERSION - 1)
+        }),
+        ("tc/downgraded", Hook::Tc, Signal::SIGTERM, |cluster| {
+            other_version(cluster, ABI_VERSION + 1)
+        }),
+        ("xdp/upgraded", Hook::Xdp, Signal::SIGTERM, |cluster| {
+            other_version(cluster, ABI_VERSION - 1)
+        }),
     ];
-    cases
+    let mut trials: Vec<Trial> = cases
         .into_iter()
-        .map(|(name, hook, signal)| {
+        .map(|(name, hook, signal, meanwhile)| {
             Trial::test(format!("restart/{name}"), move || {
-                Ok(restart(hook, signal)?)
+                Ok(restart(hook, signal, meanwhile)?)
             })
         })
-        .collect()
+        .collect();
+    trials.push(Trial::test("restart/a-second-daemon-is-refused", || {
+        Ok(second_daemon()?)
+    }));
+    trials
 }
 
-fn restart(hook: Hook, signal: Signal) -> Result<()> {
+/// What happens while no daemon runs.
+type Meanwhile = fn(&Cluster) -> Result<()>;
+
+/// Makes node 1's pins those of another version of the records.
+fn other_version(cluster: &Cluster, version: u32) -> Result<()> {
+    let world = cluster.world();
+    let bpffs = world.node_directory(1).join("bpf");
+    let folder = PinFolder::under(&bpffs, &format!("{}-node1", world.name()));
+    let other = folder.of_version(version);
+    fs::rename(folder.path(), other.path()).context("renaming the folder of pins")
+}
+
+/// The one that is there goes on, and so does its socket.
+fn second_daemon() -> Result<()> {
+    let cluster = worlds::serve(Layout::STANDARD, Hook::Tc, &[])?;
+    let daemon = cluster.daemon(1)?;
+    let config = daemon.config().to_string_lossy().into_owned();
+    for arguments in [
+        ["run", "--config", &config],
+        ["detach", "--config", &config],
+    ] {
+        let output = daemon.output(cluster.world(), &arguments)?;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let [what, ..] = arguments;
+        ensure!(!output.status.success(), "a second `causeway {what}` runs");
+        ensure!(
+            told.contains("process ") && told.contains(" works on this instance"),
+            "`causeway {what}` does not say who is there: {told}"
+        );
+        daemon.command(cluster.world(), &["status"])?;
+    }
+    Ok(())
+}
+
+fn restart(hook: Hook, signal: Signal, meanwhile: Meanwhile) -> Result<()> {
     let service = Service::balanced("both", 30, &[1, 3]);
     let mut cluster = worlds::serve(Layout::STANDARD, hook, std::slice::from_ref(&service))?;
     let client = cluster.world().client();
@@ -55,6 +105,7 @@ fn restart(hook: Hook, signal: Signal) -> Result<()> {
     }
     sleep(Duration::from_secs(1));
     cluster.end(1, signal)?;
+    meanwhile(&cluster)?;
     without_daemon(&cluster, &service, &connections)?;
     cluster.restart(1)?;
     sleep(Duration::from_secs(1));
