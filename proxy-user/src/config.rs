@@ -19,7 +19,7 @@ use wildmatch::WildMatch;
 use crate::{
     kernel::sysctl::Sysctl,
     model::Algorithm,
-    reconcile::{Capacity, Options},
+    reconcile::{Capacity, Held, Options},
 };
 
 /// The version of the file's format that this build reads.
@@ -236,6 +236,7 @@ impl Config {
             nat_ports: self.nat_ports.clone(),
             algorithm: self.algorithm,
             node_port_ranges: self.node_port_ranges.clone(),
+            held: Held::new(),
         }
     }
 }

@@ -7,9 +7,11 @@
 //! on; the next start takes it over. Only `causeway detach` removes it.
 
 mod engine;
+mod follow;
 mod notify;
 mod retry;
 mod run;
+mod unconfirmed;
 mod view;
 
 pub use engine::{Engine, RoundError, StartError};

@@ -3,12 +3,14 @@
 mod endpoint;
 mod notice;
 mod service;
+mod unknown;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 pub use endpoint::{Endpoint, usable};
 pub use notice::{Kind, Notice, ObjectRef, Origin, Severity};
 pub use service::{Algorithm, Frontend, InvalidName, Protocol, Reach, ServiceName, ServicePort};
+pub use unknown::Unknown;
 
 /// A node of the cluster.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,4 +28,6 @@ pub struct State {
     pub services: BTreeMap<ServiceName, Arc<ServicePort>>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Node>,
+    /// What may be desired besides and cannot be told.
+    pub unknown: Vec<Unknown>,
 }

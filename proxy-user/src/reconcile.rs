@@ -15,6 +15,7 @@ mod delta;
 mod devices;
 mod facts;
 mod filter;
+mod held;
 pub mod maglev;
 mod observed;
 mod plan;
@@ -25,6 +26,7 @@ pub use compile::{Options, Report, compile};
 pub use delta::{Op, Round, diff};
 pub use facts::{DeviceFact, Facts, VlanFact};
 pub use filter::{FilterWords, clear_filter};
+pub use held::{Held, carry};
 pub use observed::Observed;
 pub use plan::{Plan, SlotRange};
 

@@ -32,8 +32,11 @@ pub(super) struct Socket {
 #[derive(Debug)]
 pub(super) struct Place {
     path: PathBuf,
-    inode: (u64, u64),
+    identity: Identity,
 }
+
+/// Device, inode and time of change: a number of an inode is given out again.
+type Identity = (u64, u64, i64, i64);
 
 impl Socket {
     /// Makes the socket in place of one that nobody answers at.
@@ -58,7 +61,7 @@ impl Socket {
         bind(file.as_raw_fd(), &UnixAddr::new(path)?)?;
         let place = Place {
             path: path.to_owned(),
-            inode: inode(path)?,
+            identity: identity(path)?,
         };
         Ok(Self { file, place })
     }
@@ -74,15 +77,15 @@ impl Socket {
 impl Place {
     /// Removes the file, unless it is another's by now.
     pub(super) fn remove(&self) {
-        if inode(&self.path).is_ok_and(|inode| inode == self.inode) {
+        if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-fn inode(path: &Path) -> io::Result<(u64, u64)> {
-    let metadata = fs::symlink_metadata(path)?;
-    Ok((metadata.dev(), metadata.ino()))
+fn identity(path: &Path) -> io::Result<Identity> {
+    let meta = fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino(), meta.ctime(), meta.ctime_nsec()))
 }
 
 #[cfg(test)]

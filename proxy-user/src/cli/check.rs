@@ -14,7 +14,7 @@ use super::{Exit, Failure, arguments::Check, load, output::Output};
 use crate::{
     config::Config,
     model::{Algorithm, Notice, Severity, State},
-    reconcile::{Allocation, Capacity, DeviceFact, Facts, Observed, Options, compile},
+    reconcile::{Allocation, Capacity, DeviceFact, Facts, Held, Observed, Options, compile},
     source::{
         assemble::Policy,
         manifests::{Counts, Manifests},
@@ -114,6 +114,7 @@ fn conflicts(state: &State, config: Option<&Config>, node: &str) -> Vec<Notice> 
             nat_ports: 61_000..=65_535,
             algorithm: Algorithm::Random,
             node_port_ranges: Vec::new(),
+            held: Held::new(),
         },
         |config| Options {
             node: node.to_owned(),
@@ -145,6 +146,7 @@ fn describe(checked: &Checked) -> String {
         objects,
         errors,
         warnings,
+        ..
     } = checked.counts;
     let count = |number: usize, noun: &str| {
         format!("{number} {noun}{}", if number == 1 { "" } else { "s" })

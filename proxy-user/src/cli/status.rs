@@ -76,8 +76,16 @@ fn describe(status: &Status, now: SystemTime) -> String {
     line(
         "manifests",
         format!(
-            "{}: objects {}, files {}, errors {}, warnings {}",
-            status.manifests, counts.objects, counts.files, counts.errors, counts.warnings,
+            "{}: objects {}{}, files {}, errors {}, warnings {}",
+            status.manifests,
+            counts.objects,
+            match counts.stale {
+                0 => String::new(),
+                stale => format!(" ({stale} as they last were)"),
+            },
+            counts.files,
+            counts.errors,
+            counts.warnings,
         ),
     );
     if let Some(error) = &status.config_error {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use proxy_common::abi::{DeviceRole, LOOPBACK, MAPS};
 
+use super::unconfirmed::{self, Unconfirmed};
 use super::view::{Current, Pending, Sync, View};
 use crate::config::Config;
 use crate::dataplane::apply::{self, Outcome};
@@ -24,7 +25,7 @@ use crate::kernel::netlink::Netlink;
 use crate::kernel::sysctl::{Finding, Sysctl};
 use crate::model::Notice;
 use crate::reconcile::{
-    Allocation, DeviceFact, Facts, Observed, Op, Plan, clear_filter, compile, diff,
+    Allocation, DeviceFact, Facts, Observed, Op, Options, Plan, carry, clear_filter, compile, diff,
 };
 use crate::source::manifests::Snapshot;
 
@@ -78,6 +79,7 @@ pub struct Engine {
     sweeper: Sweeper,
     clock: Clock,
     snapshot: Arc<Snapshot>,
+    unconfirmed: Unconfirmed,
     /// What the maps were last written by; none: they must be written.
     written: Option<Facts>,
     notices: Arc<Vec<Notice>>,
@@ -117,6 +119,7 @@ impl Engine {
         };
         let observed = observe::observe(&maps)?;
         let allocation = Allocation::restore(&observed, config.maps.capacity(), Instant::now());
+        let unconfirmed = Unconfirmed::all(&observed);
         tracing::info!(
             instance = config.instance,
             node = config.node,
@@ -142,6 +145,7 @@ impl Engine {
             sweeper: Sweeper::new(config.timeouts, clock, ticks),
             clock,
             snapshot: Arc::default(),
+            unconfirmed,
             written: None,
             notices: Arc::default(),
             settled: BTreeSet::new(),
@@ -226,14 +230,19 @@ impl Engine {
         // The kernel takes a device that goes out of the maps that XDP sends by.
         observe::observe_devices(&self.maps, &mut self.observed)?;
         self.allocation.release(&self.observed, now);
-        let options = self.config.options();
-        let (plan, report) = compile(
+        let options = Options {
+            held: self.unconfirmed.held(&self.snapshot.state),
+            ..self.config.options()
+        };
+        let (mut plan, mut report) = compile(
             &self.snapshot.state,
             facts,
             &options,
             &mut self.allocation,
             now,
         );
+        carry(&self.observed, &options.held, &mut plan);
+        report.notices.extend(unconfirmed::notice(&options.held));
         let ops = diff(&self.observed, &plan);
         let outcome = apply::apply(&self.maps, &ops, &mut self.observed);
         for failure in outcome.failures.iter().take(10) {

@@ -11,6 +11,7 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 use tokio::time::{sleep_until, timeout_at};
 
 use super::engine::{Engine, StartError};
+use super::follow;
 use super::notify::ServiceManager;
 use super::retry::Retry;
 use super::view::View;
@@ -18,8 +19,7 @@ use crate::config::{Config, ConfigError};
 use crate::dataplane::PinFolder;
 use crate::dataplane::lock::{InstanceLock, LockError};
 use crate::kernel::watch::Watch as KernelWatch;
-use crate::source::assemble::Policy;
-use crate::source::manifests::{Manifests, Snapshot, Watch as ManifestWatch};
+use crate::source::manifests::Snapshot;
 
 /// Changes of devices that come together are taken together: no change for so long ends them.
 const QUIET: Duration = Duration::from_millis(20);
@@ -84,7 +84,7 @@ where
     })?;
     let (stop, stopped) = watch::channel(false);
     let (sender, snapshots) = mpsc::channel(1);
-    let source = tokio::spawn(follow(Arc::clone(&config), sender, stopped.clone()));
+    let source = tokio::spawn(follow::follow(Arc::clone(&config), sender, stopped.clone()));
     let start = Arc::clone(&config);
     let engine = spawn_blocking(move || Engine::start(start))
         .await
@@ -356,71 +356,9 @@ fn restart_needed(old: &Config, new: &Config) -> Option<&'static str> {
     .find_map(|(key, changed)| changed.then_some(key))
 }
 
-async fn until(time: Option<Instant>) {
+pub(super) async fn until(time: Option<Instant>) {
     match time {
         Some(time) => sleep_until(time.into()).await,
         None => pending().await,
-    }
-}
-
-/// Reads the manifests, now and whenever they change, until `stop`.
-async fn follow(
-    config: Arc<Config>,
-    sender: mpsc::Sender<Arc<Snapshot>>,
-    mut stop: watch::Receiver<bool>,
-) {
-    let policy = Policy {
-        node: config.node.clone(),
-        external_ranges: config.external_ranges.clone(),
-    };
-    let mut watch = ManifestWatch::new(&config.manifests).unwrap_or_else(|error| {
-        tracing::warn!(%error, "the manifests are looked at from time to time instead");
-        ManifestWatch::polling()
-    });
-    let mut manifests = Manifests::new(config.manifests.clone(), policy);
-    let mut last: Option<Arc<Snapshot>> = None;
-    loop {
-        let scan = spawn_blocking(move || {
-            let snapshot = manifests.scan();
-            (manifests, snapshot)
-        });
-        let Ok((back, snapshot)) = scan.await else {
-            return;
-        };
-        manifests = back;
-        let same = last
-            .as_ref()
-            .is_some_and(|last| last.state == snapshot.state && last.notices == snapshot.notices);
-        if !same {
-            tell(&snapshot, last.as_deref());
-            let snapshot = Arc::new(snapshot);
-            if sender.send(Arc::clone(&snapshot)).await.is_err() {
-                return;
-            }
-            last = Some(snapshot);
-        }
-        tokio::select! {
-            () = watch.changed() => {}
-            _ = stop.changed() => return,
-        }
-    }
-}
-
-/// Logs what is new among the remarks.
-fn tell(snapshot: &Snapshot, last: Option<&Snapshot>) {
-    let counts = snapshot.counts;
-    tracing::info!(
-        files = counts.files,
-        objects = counts.objects,
-        services = snapshot.state.services.len(),
-        "manifests read"
-    );
-    let known = |notice| last.is_some_and(|last| last.notices.contains(notice));
-    for notice in snapshot.notices.iter().filter(|notice| !known(notice)) {
-        match notice.severity {
-            crate::model::Severity::Error => tracing::error!("{notice}"),
-            crate::model::Severity::Warning => tracing::warn!("{notice}"),
-            crate::model::Severity::Info => tracing::info!("{notice}"),
-        }
     }
 }

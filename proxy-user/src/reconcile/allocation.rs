@@ -12,7 +12,7 @@ use proxy_common::{
 };
 
 use super::{
-    Observed, SlotRange,
+    Held, Observed, SlotRange,
     ranges::{FreeRanges, Range},
 };
 
@@ -371,6 +371,29 @@ impl Allocation {
         owned.round = self.round;
         let (first, backends) = owned.value.clone();
         Some((first, SlotRange { service, backends }))
+    }
+
+    /// Keeps all numbers of these service ports in use, although nobody asks for them.
+    pub fn hold(&mut self, held: &Held) {
+        let round = self.round;
+        let mut ids = BTreeSet::new();
+        for name in held {
+            if let Some(owned) = self.ids.get_mut(name) {
+                owned.round = round;
+                ids.insert(owned.value);
+            }
+        }
+        if ids.is_empty() {
+            return;
+        }
+        let backends = self.backends.iter_mut();
+        for (_, owned) in backends.filter(|(key, _)| ids.contains(&key.service)) {
+            owned.round = round;
+        }
+        let slots = self.slots.iter_mut();
+        for (_, owned) in slots.filter(|((service, _), _)| ids.contains(service)) {
+            owned.round = round;
+        }
     }
 
     /// Ends a round: what wasn't asked for since [`begin`](Self::begin) is given up, and rests.

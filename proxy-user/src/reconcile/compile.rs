@@ -16,7 +16,7 @@ use proxy_common::{
 };
 
 use super::{
-    Allocation, BackendKey, Exhausted, Facts, Plan,
+    Allocation, BackendKey, Exhausted, Facts, Held, Plan,
     claims::{Claim, Claims},
     devices, maglev,
 };
@@ -38,6 +38,9 @@ pub struct Options {
     pub algorithm: Algorithm,
     /// Where node ports and host ports are served; empty: at all addresses of uplinks.
     pub node_port_ranges: Vec<ipnet::IpNet>,
+    /// Service ports that stay as they are, whatever is desired: left out here, and
+    /// [`carry`](super::carry) adds what the maps hold of them.
+    pub held: Held,
 }
 
 /// What is to be told about a compilation.
@@ -72,7 +75,11 @@ pub fn compile(
         now,
     };
     compiler.allocation.begin();
+    compiler.allocation.hold(&options.held);
     for port in state.services.values() {
+        if options.held.contains(port.name.shared()) {
+            continue;
+        }
         let held = by_port.get(&std::ptr::from_ref(&**port)).map(Vec::as_slice);
         compiler.service_port(port, held.unwrap_or_default());
     }
@@ -150,11 +157,7 @@ fn filter(plan: &mut Plan) {
         }
     }
     for backend in plan.backends.values() {
-        match backend.family {
-            4 => bits.add(FilterKind::Source, &Addr4::narrow(&backend.address)),
-            6 => bits.add(FilterKind::Source, &Addr6::narrow(&backend.address)),
-            _ => {}
-        }
+        bits.add_backend(backend);
     }
 }
 

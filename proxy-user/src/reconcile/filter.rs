@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
-use proxy_common::abi::{Address, Family, FilterKind, Flow, FlowKey, filter_position, flow_state};
+use proxy_common::abi::{
+    Addr4, Addr6, Address, Backend, Family, FilterKind, Flow, FlowKey, filter_position, flow_state,
+};
 
 use super::{Observed, Op, Plan};
 
@@ -15,6 +17,15 @@ impl FilterWords {
     pub fn add<A: Address>(&mut self, kind: FilterKind, address: &A) {
         let (word, bit) = filter_position(kind, address);
         *self.0.entry(word).or_default() |= bit;
+    }
+
+    /// Sets the bit of a backend's address, if it has one.
+    pub fn add_backend(&mut self, backend: &Backend) {
+        match backend.family {
+            4 => self.add(FilterKind::Source, &Addr4::narrow(&backend.address)),
+            6 => self.add(FilterKind::Source, &Addr6::narrow(&backend.address)),
+            _ => {}
+        }
     }
 
     /// Sets what packets of this flow entry need to be looked up: an original direction is known

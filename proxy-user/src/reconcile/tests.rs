@@ -40,6 +40,7 @@ pub(super) fn options() -> Options {
         nat_ports: 61_000..=65_535,
         algorithm: Algorithm::Random,
         node_port_ranges: Vec::new(),
+        held: Held::new(),
     }
 }
 
@@ -115,6 +116,7 @@ fn state(ports: impl IntoIterator<Item = ServicePort>) -> State {
         pod_ranges: vec![],
     };
     State {
+        unknown: Vec::new(),
         services,
         nodes: [("worker-1".to_owned(), node)].into(),
     }

@@ -13,6 +13,7 @@ pub use address::{AddressError, parse_address};
 pub use node::NodeObject;
 pub use pod::{HostPort, PodObject};
 pub use service::{ServiceObject, ServicePortObject, ServiceType, Unproxied};
+pub(crate) use slice::SERVICE_LABEL;
 pub use slice::{SliceEndpoint, SliceObject, SlicePort};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;

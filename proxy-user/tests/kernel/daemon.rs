@@ -86,14 +86,29 @@ impl Node {
     }
 
     fn scan(&self, engine: &mut Engine) {
+        let snapshot = self.reader().scan();
+        assert_eq!(snapshot.counts.errors, 0, "{:?}", snapshot.notices);
+        engine.set_snapshot(Arc::new(snapshot));
+    }
+
+    /// Without copies of earlier manifests.
+    fn reader(&self) -> Manifests {
         let policy = Policy {
             node: "node1".to_owned(),
             external_ranges: Vec::new(),
         };
-        let mut manifests = Manifests::new(self.manifests(), policy);
-        let snapshot = manifests.scan();
-        assert_eq!(snapshot.counts.errors, 0, "{:?}", snapshot.notices);
-        engine.set_snapshot(Arc::new(snapshot));
+        Manifests::new(self.manifests(), policy)
+    }
+
+    /// A start that finds the manifests as they are, and its first round.
+    fn run(&self, mut manifests: Manifests) -> (Engine, Manifests) {
+        let mut engine = Engine::start(Arc::clone(&self.config)).unwrap();
+        engine.set_snapshot(Arc::new(manifests.scan()));
+        assert!(!engine.round().unwrap());
+        if let Some(job) = manifests.unsaved() {
+            job.run().unwrap();
+        }
+        (engine, manifests)
     }
 }
 
@@ -405,5 +420,89 @@ fn metrics_are_rendered() {
     ] {
         assert!(text.lines().any(|held| held == line), "{line}\n{text}");
     }
+    detach_all(engine.view().folder()).unwrap();
+}
+
+fn slots(engine: &Engine, address: [u8; 4]) -> Option<u32> {
+    let view = engine.view();
+    let service = view.maps().services_v4.get(&key(address)).unwrap();
+    service.map(|service| service.slots)
+}
+
+#[test]
+fn a_start_with_broken_manifests_changes_nothing_if_there_is_a_copy() {
+    let node = Node::new("ks-copies", SMALL);
+    node.write("node.yaml", NODE);
+    let pods = ["10.1.0.1", "10.1.0.2"];
+    node.write("web.yaml", &service("web", "10.96.0.1", &pods));
+    node.write("db.yaml", &service("db", "10.96.0.2", &pods));
+    let reader = || node.reader().with_copies(&node.config.state);
+    let (engine, _) = node.run(reader());
+    std::mem::forget(engine);
+    node.write("web.yaml", "kind: [");
+    let broken = service("db", "10.96.0.2", &["10.1.0.300"]);
+    node.write("db.yaml", &broken);
+    let (engine, _) = node.run(reader());
+    let current = engine.view().current();
+    assert_eq!(current.sync.unwrap().done, 0, "nothing is written");
+    assert_eq!(current.snapshot.counts.stale, 3, "{:?}", current.notices);
+    detach_all(engine.view().folder()).unwrap();
+}
+
+/// Nothing is taken away whose file or object was never read since the start; all else goes on.
+#[test]
+fn a_start_with_broken_manifests_takes_nothing_away_without_a_copy() {
+    let node = Node::new("ks-held", SMALL);
+    node.write("node.yaml", NODE);
+    let pods = ["10.1.0.1", "10.1.0.2"];
+    let good = service("web", "10.96.0.1", &pods);
+    node.write("web.yaml", &good);
+    node.write("db.yaml", &service("db", "10.96.0.2", &pods));
+    node.write("old.yaml", &service("old", "10.96.0.3", &pods));
+    let (engine, _) = node.run(node.reader());
+    std::mem::forget(engine);
+
+    // The slice of one is broken, another is deleted, a third is new.
+    let broken = good.replace("10.1.0.2", "10.1.0.300");
+    node.write("web.yaml", &broken);
+    fs::remove_file(node.manifests().join("old.yaml")).unwrap();
+    node.write("new.yaml", &service("new", "10.96.0.4", &pods[..1]));
+    let (mut engine, _) = node.run(node.reader());
+    let told = |engine: &Engine| {
+        let notices = &engine.view().current().notices;
+        let mut messages = notices.iter().map(|notice| notice.message.clone());
+        messages.any(|message| message.starts_with("shop/web:80/TCP stays as the kernel has it"))
+    };
+    assert!(told(&engine), "{:?}", engine.view().current().notices);
+    assert_eq!(slots(&engine, [10, 96, 0, 1]), Some(2));
+    assert_eq!(slots(&engine, [10, 96, 0, 3]), None, "the source said so");
+    assert_eq!(slots(&engine, [10, 96, 0, 4]), Some(1));
+    engine.sweep().unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(1_100));
+    assert!(!engine.round().unwrap());
+    let backends = engine.view().maps().backends.entries().unwrap();
+    let live = backends.iter().filter(|(_, backend)| backend.family == 4);
+    assert_eq!(live.count(), 5);
+
+    // Nothing can be read at all: what is there stays, and a change of it is still made.
+    std::mem::forget(engine);
+    node.write("web.yaml", "kind: [");
+    node.write("db.yaml", &service("db", "10.96.0.2", &pods[..1]));
+    let mut manifests;
+    (engine, manifests) = node.run(node.reader());
+    assert_eq!(slots(&engine, [10, 96, 0, 1]), Some(2));
+    assert_eq!(slots(&engine, [10, 96, 0, 2]), Some(1));
+    assert!(told(&engine), "{:?}", engine.view().current().notices);
+
+    // It can be read again, and what it says is what counts.
+    node.write("web.yaml", &service("web", "10.96.0.1", &pods[1..]));
+    engine.set_snapshot(Arc::new(manifests.scan()));
+    assert!(!engine.round().unwrap());
+    assert_eq!(slots(&engine, [10, 96, 0, 1]), Some(1));
+    assert!(!told(&engine));
+    fs::remove_file(node.manifests().join("web.yaml")).unwrap();
+    engine.set_snapshot(Arc::new(manifests.scan()));
+    assert!(!engine.round().unwrap());
+    assert_eq!(slots(&engine, [10, 96, 0, 1]), None);
     detach_all(engine.view().folder()).unwrap();
 }

@@ -21,11 +21,14 @@ use crate::worlds;
 /// Live TCP connections, half of them of each family.
 const CONNECTIONS: u64 = 1_000;
 
+/// The service under load.
+const SERVICE: &str = "both";
+
 /// Datagrams a second, of each family.
 const RATE: u32 = 500;
 
 pub(crate) fn trials() -> Vec<Trial> {
-    let cases: [(&str, Hook, Signal, Meanwhile); 6] = [
+    let cases: [(&str, Hook, Signal, Meanwhile); 8] = [
         ("tc/killed", Hook::Tc, Signal::SIGKILL, |_| Ok(())),
         ("tc/asked-to-end", Hook::Tc, Signal::SIGTERM, |_| Ok(())),
         ("xdp/killed", Hook::Xdp, Signal::SIGKILL, |_| Ok(())),
@@ -35,6 +38,16 @@ pub(crate) fn trials() -> Vec<Trial> {
         ("tc/downgraded", Hook::Tc, Signal::SIGTERM, |cluster| {
             other_version(cluster, ABI_VERSION + 1)
         }),
+        ("tc/broken-manifests", Hook::Tc, Signal::SIGKILL, break_file),
+        (
+            "tc/broken-manifests-without-copy",
+            Hook::Tc,
+            Signal::SIGKILL,
+            |cluster| {
+                fs::remove_dir_all(cluster.world().node_directory(1).join("state"))?;
+                break_file(cluster)
+            },
+        ),
         ("xdp/upgraded", Hook::Xdp, Signal::SIGTERM, |cluster| {
             other_version(cluster, ABI_VERSION - 1)
         }),
@@ -55,6 +68,15 @@ pub(crate) fn trials() -> Vec<Trial> {
 
 /// What happens while no daemon runs.
 type Meanwhile = fn(&Cluster) -> Result<()>;
+
+/// Makes the file of the service one that cannot be read.
+fn break_file(cluster: &Cluster) -> Result<()> {
+    let directory = Cluster::manifests_of(cluster.world())?;
+    let file = directory.join(format!("service-{SERVICE}.yaml"));
+    let text = fs::read_to_string(&file)?;
+    let (half, _) = text.split_at(text.len() / 2);
+    Ok(fs::write(file, half)?)
+}
 
 /// Makes node 1's pins those of another version of the records.
 fn other_version(cluster: &Cluster, version: u32) -> Result<()> {
@@ -88,7 +110,7 @@ fn second_daemon() -> Result<()> {
 }
 
 fn restart(hook: Hook, signal: Signal, meanwhile: Meanwhile) -> Result<()> {
-    let service = Service::balanced("both", 30, &[1, 3]);
+    let service = Service::balanced(SERVICE, 30, &[1, 3]);
     let mut cluster = worlds::serve(Layout::STANDARD, hook, std::slice::from_ref(&service))?;
     let client = cluster.world().client();
     let mut connections = Vec::new();

@@ -11,7 +11,7 @@ use super::{
 use crate::model::{Kind, ObjectRef, Protocol};
 
 /// Names the Service that a slice belongs to.
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// Share of new connections of each endpoint of the slice.
 const WEIGHT_ANNOTATION: &str = "causeway.dev/weight";

@@ -13,7 +13,8 @@ use super::locate::Lines;
 use crate::{
     model::{Kind, ObjectRef, Severity},
     source::kubernetes::{
-        FieldError, NodeObject, Object, PodObject, Remark, ServiceObject, SliceObject,
+        FieldError, NodeObject, Object, PodObject, Remark, SERVICE_LABEL, ServiceObject,
+        SliceObject,
     },
 };
 
@@ -34,6 +35,8 @@ pub(super) struct Found {
     pub(super) line: u32,
     /// None: it is broken.
     pub(super) content: Option<Arc<Object>>,
+    /// Of a broken `EndpointSlice`: the Service that it names.
+    pub(super) service: Option<String>,
 }
 
 /// A document that was read.
@@ -74,6 +77,11 @@ pub(super) fn options() -> serde_saphyr::Options {
 }
 
 impl Document {
+    /// Whether all of it could be read.
+    pub(super) fn is_clean(&self) -> bool {
+        !self.unreadable && self.objects.iter().all(|found| found.content.is_some())
+    }
+
     /// Reads one document.
     pub(super) fn parse(text: &str) -> Self {
         let mut document = Self::default();
@@ -201,6 +209,7 @@ impl Document {
                     object,
                     line: at,
                     content: Some(Arc::new(content)),
+                    service: None,
                 });
             }
             Err(refusal) => {
@@ -226,11 +235,18 @@ impl Document {
                         object,
                         line: at,
                         content: None,
+                        service: service(value),
                     });
                 }
             }
         }
     }
+}
+
+/// The Service that an `EndpointSlice` names.
+fn service(value: &Value) -> Option<String> {
+    let label = value.get("metadata")?.get("labels")?.get(SERVICE_LABEL)?;
+    label.as_str().map(str::to_owned)
 }
 
 enum Refusal {
