@@ -8,6 +8,7 @@
 
 mod engine;
 mod follow;
+mod look;
 mod notify;
 mod retry;
 mod run;

@@ -2,30 +2,31 @@
 //!
 //! All of it blocks, on system calls that the kernel answers at once.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use proxy_common::abi::{DeviceRole, LOOPBACK, MAPS};
+use proxy_common::abi::{DeviceRole, MAPS};
 
+use super::look::Look;
 use super::unconfirmed::{self, Unconfirmed};
 use super::view::{Current, Pending, Sync, View};
 use crate::config::Config;
 use crate::dataplane::apply::{self, Outcome};
-use crate::dataplane::attach::{AttachError, Attached, Attachments, Target, TcMode};
+use crate::dataplane::attach::{AttachError, Attached, Attachments, TcMode};
 use crate::dataplane::flows::{Clock, SweepError, Sweeper, Swept, Totals};
 use crate::dataplane::load::{Globals, LoadError, Programs, embedded_object};
 use crate::dataplane::maps::MapError;
 use crate::dataplane::observe::{self, ObserveError};
 use crate::dataplane::upgrade::{self, UpgradeError};
 use crate::dataplane::{Features, MapSizes, Maps, PinFolder, Ticks, jiffies_per_second, limits};
-use crate::kernel::devices::{self, Device, XdpState};
+use crate::kernel::devices;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::sysctl::{Finding, Sysctl};
 use crate::model::Notice;
 use crate::reconcile::{
-    Allocation, DeviceFact, Facts, Observed, Op, Options, Plan, carry, clear_filter, compile, diff,
+    Allocation, Facts, Observed, Op, Options, Plan, carry, clear_filter, compile, diff,
 };
 use crate::source::manifests::Snapshot;
 
@@ -190,21 +191,26 @@ impl Engine {
     /// Makes the kernel's side what is desired. Says whether something is still to be done.
     pub fn round(&mut self) -> Result<bool, RoundError> {
         let began = Instant::now();
-        let (mut facts, targets) = self.look()?;
-        let mut outcome = self.write(&facts)?;
-        let mut attached = self.attachments.sync(&targets)?;
+        let mut look = self.look()?;
+        let mut outcome = self.write(&look.facts)?;
+        let mut attached = self.attachments.sync(&look.targets)?;
         // An attachment may change what a device can do, which is a fact.
-        let (after, targets) = self.look()?;
-        if after != facts {
-            facts = after;
-            let again = self.write(&facts)?;
+        let after = self.look()?;
+        if after.facts != look.facts {
+            look = after;
+            let again = self.write(&look.facts)?;
             outcome = Outcome {
                 done: outcome.done + again.done,
                 ..again
             };
-            attached = self.attachments.sync(&targets)?;
+            attached = self.attachments.sync(&look.targets)?;
         }
-        let findings = self.settle(&facts);
+        let Look {
+            facts,
+            mut findings,
+            ..
+        } = look;
+        findings.extend(self.settle(&facts));
         let unfinished = !outcome.failures.is_empty()
             || outcome.waiting > 0
             || attached.iter().any(|device| !device.problems.is_empty());
@@ -212,12 +218,9 @@ impl Engine {
         Ok(unfinished)
     }
 
-    /// What is true of this node, and where programs belong.
-    fn look(&mut self) -> Result<(Facts, Vec<Target>), RoundError> {
+    fn look(&mut self) -> Result<Look, RoundError> {
         let devices = devices::list(&mut self.netlink).map_err(RoundError::Devices)?;
-        let facts = facts(&self.config, &devices, self.clock);
-        let targets = targets(&self.config, &facts, &devices);
-        Ok((facts, targets))
+        Ok(Look::at(&self.config, &devices, self.clock))
     }
 
     /// Compiles, and writes what differs; does nothing if nothing can.
@@ -340,6 +343,11 @@ impl Engine {
             );
         }
         let pending: Vec<Pending> = pending.take(100).collect();
+        let known = self.view.current();
+        for finding in findings.iter().filter(|f| !known.findings.contains(f)) {
+            tracing::warn!(problem = %finding.problem, remedy = %finding.remedy, "services may not work");
+        }
+        drop(known);
         let (plan, snapshot) = (Arc::clone(&self.plan), Arc::clone(&self.snapshot));
         let (config, notices) = (Arc::clone(&self.config), Arc::clone(&self.notices));
         self.view.change(move |current| {
@@ -415,58 +423,4 @@ fn first_picture(config: &Arc<Config>, features: Features) -> Current {
         swept: Swept::default(),
         totals: Arc::new(Totals::default()),
     }
-}
-
-/// What netlink shows, with what the configuration says of each device.
-fn facts(config: &Config, devices: &BTreeMap<u32, Device>, clock: Clock) -> Facts {
-    let fact = |device: &Device| {
-        let role = match config.role(&device.name) {
-            _ if device.ifindex == LOOPBACK => DeviceRole::Loopback,
-            // Programs read Ethernet headers.
-            _ if !device.ethernet => DeviceRole::Unknown,
-            role => role,
-        };
-        let fact = DeviceFact {
-            ifindex: device.ifindex,
-            name: device.name.clone(),
-            mac: device.mac,
-            mtu: device.mtu,
-            addresses: device.addresses.clone(),
-            vlan: device.vlan,
-            role,
-            // A driver that runs a program in its receive path has the queues to send from one.
-            xdp_transmit: role == DeviceRole::Uplink && device.xdp == XdpState::Native,
-        };
-        (device.ifindex, fact)
-    };
-    Facts {
-        devices: devices.values().map(fact).collect(),
-        hz: clock.hz,
-    }
-}
-
-/// The devices that get programs: those with a record of their own.
-fn targets(config: &Config, facts: &Facts, devices: &BTreeMap<u32, Device>) -> Vec<Target> {
-    use crate::config::XdpMode;
-    let ours = |fact: &&DeviceFact| fact.role != DeviceRole::Unknown || facts.is_uplink(fact);
-    facts
-        .devices
-        .values()
-        .filter(ours)
-        .filter_map(|fact| {
-            let device = devices.get(&fact.ifindex)?;
-            // At a VLAN device XDP would be generic and come after TC of the device below.
-            let xdp = match fact.role {
-                DeviceRole::Uplink if fact.vlan.is_none() => config.xdp_mode(&fact.name),
-                _ => XdpMode::Off,
-            };
-            Some(Target {
-                ifindex: fact.ifindex,
-                name: fact.name.clone(),
-                xdp,
-                hardware: device.kind.is_none(),
-                xdp_state: device.xdp,
-            })
-        })
-        .collect()
 }

@@ -290,25 +290,19 @@ impl Attachments {
 
     fn attach_xdp(&mut self, target: &Target) -> Result<&'static str, AttachError> {
         let place = (target.ifindex, target.name.clone());
-        let can_native = !self.no_native.contains(&place);
-        let native = match target.xdp {
-            XdpMode::Auto => target.hardware && can_native,
-            XdpMode::Native => can_native,
-            XdpMode::Generic | XdpMode::Off => false,
-        };
-        if native {
-            match self.ensure_xdp(target, XdpState::Native) {
+        let refused = self.no_native.contains(&place);
+        match xdp_at(target.xdp, target.hardware, refused) {
+            XdpMode::Native => match self.ensure_xdp(target, XdpState::Native) {
                 Err(AttachError::Refused { source, .. })
                     if source.raw_os_error() == Some(libc::EOPNOTSUPP) =>
                 {
                     tracing::info!(device = %target.name, "the driver has no XDP");
                     self.no_native.insert(place);
+                    self.attach_xdp(target)
                 }
-                other => return other.map(|()| "native"),
-            }
-        }
-        match target.xdp {
-            XdpMode::Native | XdpMode::Generic => self
+                other => other.map(|()| "native"),
+            },
+            XdpMode::Generic => self
                 .ensure_xdp(target, XdpState::Generic)
                 .map(|()| "generic"),
             XdpMode::Auto | XdpMode::Off => {
@@ -392,6 +386,18 @@ impl Attachments {
             detach_filters(netlink, ifindex).map_err(filters_error(&device))?;
         }
         Ok(())
+    }
+}
+
+/// How XDP runs at a device, by what is configured, by whether it has a driver of hardware, and by
+/// whether its driver has refused. Never [`XdpMode::Auto`].
+///
+/// On virtual devices native XDP costs more than it gives: a veth loses its offloads with it.
+const fn xdp_at(configured: XdpMode, hardware: bool, refused: bool) -> XdpMode {
+    match (configured, hardware, refused) {
+        (XdpMode::Auto, true, false) | (XdpMode::Native, _, false) => XdpMode::Native,
+        (XdpMode::Native, _, true) | (XdpMode::Generic, ..) => XdpMode::Generic,
+        (XdpMode::Auto | XdpMode::Off, ..) => XdpMode::Off,
     }
 }
 
@@ -486,4 +492,26 @@ fn reserved_ports(folder: &PinFolder) -> Option<RangeInclusive<u16>> {
     let last = (settings.port_min + settings.port_count).checked_sub(1)?;
     let (first, last) = (settings.port_min.try_into().ok()?, last.try_into().ok()?);
     (settings.port_count > 0).then_some(first..=last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xdp_runs_where_it_pays_or_is_asked_for() {
+        use XdpMode::{Auto, Generic, Native, Off};
+        // Configured; at hardware, there refused, at a virtual device, there refused.
+        let rows = [
+            (Auto, [Native, Off, Off, Off]),
+            (Native, [Native, Generic, Native, Generic]),
+            (Generic, [Generic; 4]),
+            (Off, [Off; 4]),
+        ];
+        let places = [(true, false), (true, true), (false, false), (false, true)];
+        for (configured, expected) in rows {
+            let found = places.map(|(hardware, refused)| xdp_at(configured, hardware, refused));
+            assert_eq!(found, expected, "{configured:?}");
+        }
+    }
 }

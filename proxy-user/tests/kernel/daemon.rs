@@ -1,20 +1,20 @@
 //! The daemon's engine against this machine's kernel: start, change, failure, restart.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::world::{World, ip};
 use proxy_common::abi::{DeviceRole, Flow, FlowKey, Service, ServiceKey, V4, flow_state};
 use proxy_common::wire::{Be16, protocol};
-use proxy_user::config::Config;
+use proxy_user::config::{Config, XdpMode};
 use proxy_user::daemon::Engine;
 use proxy_user::dataplane::Ticks;
 use proxy_user::dataplane::attach::detach_all;
 use proxy_user::source::assemble::Policy;
 use proxy_user::source::manifests::Manifests;
 
-const NODE: &str = r"
+pub(crate) const NODE: &str = r"
 apiVersion: v1
 kind: Node
 metadata: {name: node1}
@@ -22,7 +22,7 @@ spec: {podCIDRs: [10.1.0.0/24]}
 status: {addresses: [{type: InternalIP, address: 192.0.2.1}]}
 ";
 
-fn service(name: &str, address: &str, pods: &[&str]) -> String {
+pub(crate) fn service(name: &str, address: &str, pods: &[&str]) -> String {
     let endpoints: Vec<_> = pods
         .iter()
         .map(|pod| format!("{{addresses: [{pod}], nodeName: node1, conditions: {{ready: true}}}}"))
@@ -38,14 +38,14 @@ fn service(name: &str, address: &str, pods: &[&str]) -> String {
 }
 
 /// A node with an uplink and a pod, a configuration and a directory of manifests.
-struct Node {
+pub(crate) struct Node {
     folder: tempfile::TempDir,
-    config: Arc<Config>,
-    world: World,
+    pub(crate) config: Arc<Config>,
+    pub(crate) world: World,
 }
 
 impl Node {
-    fn new(name: &str, maps: &str) -> Self {
+    pub(crate) fn new(name: &str, maps: &str) -> Self {
         let world = World::new(name);
         ip(&["link", "add", "up0", "type", "veth", "peer", "name", "far0"]);
         ip(&[
@@ -60,8 +60,8 @@ impl Node {
         let text = format!(
             "version = 1\ninstance = \"{name}\"\nnode.name = \"node1\"\n\
              devices.uplinks = [\"up*\"]\ndevices.pods = [\"pod*\"]\n\
-             manifests.directory = \"manifests\"\nstate.directory = {:?}\n[maps]\n{maps}\n",
-            folder.path().join("state")
+             manifests.directory = \"manifests\"\nstate.directory = \"{}\"\n[maps]\n{maps}\n",
+            folder.path().join("state").display()
         );
         let config = Config::parse(&folder.path().join("causeway.toml"), &text).unwrap();
         Self {
@@ -71,28 +71,28 @@ impl Node {
         }
     }
 
-    fn manifests(&self) -> PathBuf {
+    pub(crate) fn manifests(&self) -> PathBuf {
         self.folder.path().join("manifests")
     }
 
-    fn write(&self, file: &str, text: &str) {
+    pub(crate) fn write(&self, file: &str, text: &str) {
         fs::write(self.manifests().join(file), text).unwrap();
     }
 
-    fn start(&self) -> Engine {
+    pub(crate) fn start(&self) -> Engine {
         let mut engine = Engine::start(Arc::clone(&self.config)).unwrap();
         self.scan(&mut engine);
         engine
     }
 
-    fn scan(&self, engine: &mut Engine) {
+    pub(crate) fn scan(&self, engine: &mut Engine) {
         let snapshot = self.reader().scan();
         assert_eq!(snapshot.counts.errors, 0, "{:?}", snapshot.notices);
         engine.set_snapshot(Arc::new(snapshot));
     }
 
     /// Without copies of earlier manifests.
-    fn reader(&self) -> Manifests {
+    pub(crate) fn reader(&self) -> Manifests {
         let policy = Policy {
             node: "node1".to_owned(),
             external_ranges: Vec::new(),
@@ -101,7 +101,7 @@ impl Node {
     }
 
     /// A start that finds the manifests as they are, and its first round.
-    fn run(&self, mut manifests: Manifests) -> (Engine, Manifests) {
+    pub(crate) fn run(&self, mut manifests: Manifests) -> (Engine, Manifests) {
         let mut engine = Engine::start(Arc::clone(&self.config)).unwrap();
         engine.set_snapshot(Arc::new(manifests.scan()));
         assert!(!engine.round().unwrap());
@@ -112,105 +112,16 @@ impl Node {
     }
 }
 
-const SMALL: &str =
+pub(crate) const SMALL: &str =
     "services = 512\nfrontends = 512\nbackends = 512\nslots = 1024\naddresses = 512\nflows = 1024";
 
-fn key(address: [u8; 4]) -> ServiceKey<V4> {
+pub(crate) fn key(address: [u8; 4]) -> ServiceKey<V4> {
     ServiceKey {
         address: std::net::Ipv4Addr::from(address).into(),
         port: Be16::new(80),
         protocol: protocol::TCP,
         pad: 0,
     }
-}
-
-#[test]
-fn a_restart_changes_nothing_and_a_change_only_what_it_must() {
-    let node = Node::new("ks-restart", SMALL);
-    node.write("node.yaml", NODE);
-    // A single backend has index 0, so that the slots end with zeros.
-    node.write("web.yaml", &service("web", "10.96.0.1", &["10.1.0.1"]));
-    let mut engine = node.start();
-    assert!(!engine.round().unwrap());
-    let view = engine.view();
-    let current = view.current();
-    assert!(current.sync.unwrap().done > 0);
-    assert!(
-        current
-            .attached
-            .iter()
-            .all(|device| device.problems.is_empty() && device.tc != "off")
-    );
-    let names: Vec<_> = current
-        .attached
-        .iter()
-        .map(|device| device.name.as_str())
-        .collect();
-    assert_eq!(names, ["lo", "up0", "pod1"]);
-    assert_eq!(
-        view.maps()
-            .services_v4
-            .get(&key([10, 96, 0, 1]))
-            .unwrap()
-            .unwrap()
-            .slots,
-        1
-    );
-    let links = |folder: &proxy_user::dataplane::PinFolder| folder.pinned_links().unwrap();
-    let before = links(view.folder());
-
-    // As after kill -9: nothing was done at the end.
-    std::mem::forget(engine);
-    let mut engine = node.start();
-    assert!(!engine.round().unwrap());
-    let view = engine.view();
-    assert_eq!(
-        view.current().sync.unwrap().done,
-        0,
-        "a restart writes nothing"
-    );
-    assert_eq!(links(view.folder()), before);
-
-    // One more backend: one backend, one range of slots, one service; and filter bits.
-    node.write(
-        "web.yaml",
-        &service("web", "10.96.0.1", &["10.1.0.1", "10.1.0.2"]),
-    );
-    node.scan(&mut engine);
-    assert!(!engine.round().unwrap());
-    let done = engine.view().current().sync.unwrap().done;
-    assert!((3..=5).contains(&done), "{done}");
-    assert_eq!(
-        view.maps()
-            .services_v4
-            .get(&key([10, 96, 0, 1]))
-            .unwrap()
-            .unwrap()
-            .slots,
-        2
-    );
-
-    // A service that goes takes its records with it; the filter is left to the sweeper.
-    fs::remove_file(node.manifests().join("web.yaml")).unwrap();
-    node.scan(&mut engine);
-    engine.round().unwrap();
-    assert_eq!(view.maps().services_v4.entries().unwrap(), []);
-    assert_eq!(view.maps().objects.entries().unwrap(), []);
-    let bits = |view: &proxy_user::daemon::View| -> u32 {
-        view.maps()
-            .filter
-            .entries()
-            .unwrap()
-            .iter()
-            .map(|(_, bits)| bits.count_ones())
-            .sum()
-    };
-    let before = bits(&view);
-    engine.sweep().unwrap();
-    assert!(bits(&view) < before);
-    detach_all(view.folder()).unwrap();
-    assert!(!Path::new("/sys/fs/bpf/causeway").exists());
-    drop(node.world);
 }
 
 #[test]
@@ -423,86 +334,51 @@ fn metrics_are_rendered() {
     detach_all(engine.view().folder()).unwrap();
 }
 
-fn slots(engine: &Engine, address: [u8; 4]) -> Option<u32> {
-    let view = engine.view();
-    let service = view.maps().services_v4.get(&key(address)).unwrap();
-    service.map(|service| service.slots)
-}
-
 #[test]
-fn a_start_with_broken_manifests_changes_nothing_if_there_is_a_copy() {
-    let node = Node::new("ks-copies", SMALL);
+fn xdp_is_attached_as_configured_and_odd_pod_devices_are_found() {
+    let node = Node::new("ks-xdp", SMALL);
+    ip(&["link", "add", "pod-bridge", "type", "bridge"]);
     node.write("node.yaml", NODE);
-    let pods = ["10.1.0.1", "10.1.0.2"];
-    node.write("web.yaml", &service("web", "10.96.0.1", &pods));
-    node.write("db.yaml", &service("db", "10.96.0.2", &pods));
-    let reader = || node.reader().with_copies(&node.config.state);
-    let (engine, _) = node.run(reader());
-    std::mem::forget(engine);
-    node.write("web.yaml", "kind: [");
-    let broken = service("db", "10.96.0.2", &["10.1.0.300"]);
-    node.write("db.yaml", &broken);
-    let (engine, _) = node.run(reader());
-    let current = engine.view().current();
-    assert_eq!(current.sync.unwrap().done, 0, "nothing is written");
-    assert_eq!(current.snapshot.counts.stale, 3, "{:?}", current.notices);
-    detach_all(engine.view().folder()).unwrap();
-}
-
-/// Nothing is taken away whose file or object was never read since the start; all else goes on.
-#[test]
-fn a_start_with_broken_manifests_takes_nothing_away_without_a_copy() {
-    let node = Node::new("ks-held", SMALL);
-    node.write("node.yaml", NODE);
-    let pods = ["10.1.0.1", "10.1.0.2"];
-    let good = service("web", "10.96.0.1", &pods);
-    node.write("web.yaml", &good);
-    node.write("db.yaml", &service("db", "10.96.0.2", &pods));
-    node.write("old.yaml", &service("old", "10.96.0.3", &pods));
-    let (engine, _) = node.run(node.reader());
-    std::mem::forget(engine);
-
-    // The slice of one is broken, another is deleted, a third is new.
-    let broken = good.replace("10.1.0.2", "10.1.0.300");
-    node.write("web.yaml", &broken);
-    fs::remove_file(node.manifests().join("old.yaml")).unwrap();
-    node.write("new.yaml", &service("new", "10.96.0.4", &pods[..1]));
-    let (mut engine, _) = node.run(node.reader());
-    let told = |engine: &Engine| {
-        let notices = &engine.view().current().notices;
-        let mut messages = notices.iter().map(|notice| notice.message.clone());
-        messages.any(|message| message.starts_with("shop/web:80/TCP stays as the kernel has it"))
-    };
-    assert!(told(&engine), "{:?}", engine.view().current().notices);
-    assert_eq!(slots(&engine, [10, 96, 0, 1]), Some(2));
-    assert_eq!(slots(&engine, [10, 96, 0, 3]), None, "the source said so");
-    assert_eq!(slots(&engine, [10, 96, 0, 4]), Some(1));
-    engine.sweep().unwrap();
-    std::thread::sleep(std::time::Duration::from_millis(1_100));
-    assert!(!engine.round().unwrap());
-    let backends = engine.view().maps().backends.entries().unwrap();
-    let live = backends.iter().filter(|(_, backend)| backend.family == 4);
-    assert_eq!(live.count(), 5);
-
-    // Nothing can be read at all: what is there stays, and a change of it is still made.
-    std::mem::forget(engine);
-    node.write("web.yaml", "kind: [");
-    node.write("db.yaml", &service("db", "10.96.0.2", &pods[..1]));
-    let mut manifests;
-    (engine, manifests) = node.run(node.reader());
-    assert_eq!(slots(&engine, [10, 96, 0, 1]), Some(2));
-    assert_eq!(slots(&engine, [10, 96, 0, 2]), Some(1));
-    assert!(told(&engine), "{:?}", engine.view().current().notices);
-
-    // It can be read again, and what it says is what counts.
-    node.write("web.yaml", &service("web", "10.96.0.1", &pods[1..]));
-    engine.set_snapshot(Arc::new(manifests.scan()));
-    assert!(!engine.round().unwrap());
-    assert_eq!(slots(&engine, [10, 96, 0, 1]), Some(1));
-    assert!(!told(&engine));
-    fs::remove_file(node.manifests().join("web.yaml")).unwrap();
-    engine.set_snapshot(Arc::new(manifests.scan()));
-    assert!(!engine.round().unwrap());
-    assert_eq!(slots(&engine, [10, 96, 0, 1]), None);
+    let mut engine = node.start();
+    engine.round().unwrap();
+    for (mode, expected) in [
+        (XdpMode::Auto, "off"),
+        (XdpMode::Native, "native"),
+        (XdpMode::Generic, "generic"),
+        (XdpMode::Off, "off"),
+        (XdpMode::Native, "native"),
+    ] {
+        let config = Config {
+            xdp: mode,
+            ..(*node.config).clone()
+        };
+        engine.set_config(Arc::new(config));
+        assert!(!engine.round().unwrap(), "{mode:?}");
+        let current = engine.view().current();
+        let found: Vec<_> = current
+            .attached
+            .iter()
+            .map(|device| (device.name.as_str(), device.xdp, device.tc))
+            .collect();
+        let expected = [
+            ("lo", "off", "tcx"),
+            ("up0", expected, "tcx"),
+            ("pod1", "off", "tcx"),
+            ("pod-bridge", "off", "tcx"),
+        ];
+        assert_eq!(found, expected, "{mode:?}");
+        let mut findings = current.findings.iter().map(|finding| &finding.problem);
+        let odd = findings
+            .find(|problem| problem.contains("devices.pods"))
+            .unwrap();
+        assert!(
+            odd.starts_with("pod-bridge ") && odd.contains("a bridge, not a veth"),
+            "{odd}"
+        );
+    }
+    ip(&["link", "del", "pod-bridge"]);
+    engine.round().unwrap();
+    let findings = &engine.view().current().findings;
+    assert!(!findings.iter().any(|f| f.problem.contains("devices.pods")));
     detach_all(engine.view().folder()).unwrap();
 }

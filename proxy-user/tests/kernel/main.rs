@@ -9,5 +9,6 @@
 
 mod daemon;
 mod dataplane;
+mod restart;
 mod upgrade;
 mod world;

@@ -35,6 +35,8 @@ pub enum Hook {
     Tc,
     /// Native XDP, forced.
     Xdp,
+    /// Generic XDP, forced.
+    Generic,
 }
 
 /// The daemon of one node.
@@ -227,6 +229,7 @@ impl Daemon {
         let xdp = match hook {
             Hook::Tc => "auto",
             Hook::Xdp => "native",
+            Hook::Generic => "generic",
         };
         Ok(format!(
             "version = 1\ninstance = \"{}\"\n\n[node]\nname = \"node{node}\"\n\n\

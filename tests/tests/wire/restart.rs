@@ -11,7 +11,7 @@ use proxy_tests::lab::{
     cluster::{Cluster, Hook},
     layout::{Family, Layout},
     load::{Connections, Stream},
-    manifest::Service,
+    manifest::{self, Endpoint, Service},
 };
 
 use proxy_user::dataplane::PinFolder;
@@ -60,6 +60,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             })
         })
         .collect();
+    trials.push(Trial::test("restart/tc/changed-meanwhile", || {
+        Ok(changed_meanwhile()?)
+    }));
     trials.push(Trial::test("restart/a-second-daemon-is-refused", || {
         Ok(second_daemon()?)
     }));
@@ -109,9 +112,57 @@ fn second_daemon() -> Result<()> {
     Ok(())
 }
 
+/// Services come, go and change while no daemon runs; connections to another live on.
+fn changed_meanwhile() -> Result<()> {
+    let [service, goes, comes] = [(SERVICE, 30), ("goes", 31), ("comes", 32)]
+        .map(|(name, host)| Service::balanced(name, host, &[1, 3]));
+    let mut changes = Service::balanced("changes", 33, &[1]);
+    let services = [service.clone(), goes.clone(), changes.clone()];
+    let cluster = worlds::serve(Layout::STANDARD, Hook::Tc, &services)?;
+    changes.endpoints = vec![Endpoint::ready(3)];
+    let edited = [comes.clone(), changes.clone()];
+    let old = goes.clone();
+    let cluster = under_load(cluster, &service, Signal::SIGKILL, move |cluster| {
+        let world = cluster.world();
+        let directory = Cluster::manifests_of(world)?;
+        fs::remove_file(directory.join(worlds::file(&old)))?;
+        for service in &edited {
+            let objects = service.objects(world.layout());
+            manifest::write(&directory.join(worlds::file(service)), &objects)?;
+        }
+        Ok(())
+    })?;
+    let client = cluster.world().client();
+    for family in Family::BOTH {
+        let ask = |service: &Service, limit| {
+            let target = service.balancer(Means::Tcp, family);
+            ask::ask(&client, Means::Tcp, target, Duration::from_millis(limit))
+        };
+        let new = ask(&comes, 3_000)?.outcome;
+        ensure!(new.pod().is_some(), "a new service: {new}");
+        let moved = ask(&changes, 3_000)?.outcome;
+        ensure!(moved.pod() == Some("pod3"), "a changed one: {moved}");
+        let gone = ask(&goes, 400)?.outcome;
+        ensure!(gone.pod().is_none(), "one that is gone: {gone}");
+    }
+    Ok(())
+}
+
 fn restart(hook: Hook, signal: Signal, meanwhile: Meanwhile) -> Result<()> {
     let service = Service::balanced(SERVICE, 30, &[1, 3]);
-    let mut cluster = worlds::serve(Layout::STANDARD, hook, std::slice::from_ref(&service))?;
+    let cluster = worlds::serve(Layout::STANDARD, hook, std::slice::from_ref(&service))?;
+    under_load(cluster, &service, signal, meanwhile)?;
+    Ok(())
+}
+
+/// Ends node 1's daemon and starts it again while many connections to the service are open, none of
+/// which may notice.
+fn under_load(
+    mut cluster: Cluster,
+    service: &Service,
+    signal: Signal,
+    meanwhile: impl Fn(&Cluster) -> Result<()>,
+) -> Result<Cluster> {
     let client = cluster.world().client();
     let mut connections = Vec::new();
     let mut streams = Vec::new();
@@ -128,7 +179,7 @@ fn restart(hook: Hook, signal: Signal, meanwhile: Meanwhile) -> Result<()> {
     sleep(Duration::from_secs(1));
     cluster.end(1, signal)?;
     meanwhile(&cluster)?;
-    without_daemon(&cluster, &service, &connections)?;
+    without_daemon(&cluster, service, &connections)?;
     cluster.restart(1)?;
     sleep(Duration::from_secs(1));
     for stream in streams {
@@ -167,7 +218,7 @@ fn restart(hook: Hook, signal: Signal, meanwhile: Meanwhile) -> Result<()> {
             report.broken
         );
     }
-    Ok(())
+    Ok(cluster)
 }
 
 /// The programs and maps go on alone: for what exists and for what is new.

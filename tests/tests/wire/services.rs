@@ -16,6 +16,7 @@ use proxy_tests::lab::{
     layout::{self, Family, Layout, Uplink},
     manifest::{self, Kind, Service},
 };
+use serde_json::Value;
 
 use crate::worlds::Worlds;
 
@@ -123,9 +124,10 @@ const ROWS: &[(&str, Asker, Target, Expected)] = &[
 ];
 
 /// Name, world and hook.
-pub(crate) const WORLDS: [(&str, Layout, Hook); 3] = [
+pub(crate) const WORLDS: [(&str, Layout, Hook); 4] = [
     ("tc", Layout::STANDARD, Hook::Tc),
     ("xdp", Layout::STANDARD, Hook::Xdp),
+    ("generic", Layout::STANDARD, Hook::Generic),
     (
         "vlan",
         Layout {
@@ -156,8 +158,12 @@ pub(crate) fn services() -> Vec<Service> {
 /// Without VLAN devices in the kernel, what needs them is listed as ignored.
 pub(crate) fn trials(worlds: &Arc<Worlds>, has_vlans: bool) -> Vec<Trial> {
     let mut trials = Vec::new();
-    for (world, layout, _) in WORLDS {
+    for (world, layout, hook) in WORLDS {
         let first = trials.len();
+        let of_hook = Arc::clone(worlds);
+        trials.push(Trial::test(format!("{world}/attached"), move || {
+            Ok(attached(of_hook.serving(world)?, hook)?)
+        }));
         for family in Family::BOTH {
             for row in ROWS {
                 for means in [Means::Http, Means::Udp] {
@@ -180,6 +186,24 @@ pub(crate) fn trials(worlds: &Arc<Worlds>, has_vlans: bool) -> Vec<Trial> {
         }
     }
     trials
+}
+
+/// Whether programs are where the hook says, so that the other rows try what they say.
+fn attached(cluster: &Cluster, hook: Hook) -> Result<()> {
+    let wanted = match hook {
+        Hook::Tc => "off",
+        Hook::Xdp => "native",
+        Hook::Generic => "generic",
+    };
+    let status = cluster.daemon(1)?.json(cluster.world(), &["status"])?;
+    let devices = status.pointer("/devices").and_then(Value::as_array);
+    let uplink = devices
+        .into_iter()
+        .flatten()
+        .find(|device| device["name"] == "eth0")
+        .with_context(|| format!("eth0 has no programs: {status}"))?;
+    ensure!(uplink["xdp"] == wanted && uplink["tc"] != "off", "{uplink}");
+    Ok(())
 }
 
 fn try_row(
