@@ -89,6 +89,24 @@ impl fmt::Display for Missing {
 
 impl std::error::Error for Missing {}
 
+impl Missing {
+    /// What a build in this profile says when it leaves the kernel object out; an error if it may
+    /// not.
+    pub(crate) fn left_out(&self, profile: &str) -> Result<[String; 2], String> {
+        let remedy = "`cargo xtask setup` installs it (bpf-linker, and a Rust compiler with its \
+                      library source)";
+        if profile == "release" {
+            return Err(format!(
+                "the kernel object cannot be built: {self}. {remedy}"
+            ));
+        }
+        Ok([
+            format!("the kernel object is left out: {self}. {remedy}"),
+            "this build of causeway cannot run, only check and show".to_owned(),
+        ])
+    }
+}
+
 impl Toolchain {
     /// Looks for a linker, then for a compiler whose LLVM it can read: rustup's nightlies first
     /// (they bring clippy), then Debian's compiler.
@@ -164,8 +182,11 @@ impl Linker {
     pub(crate) fn find() -> Option<Self> {
         let path = env::var_os("PATH").unwrap_or_default();
         let installed = cargo_home().map(|home| home.join("bin"));
-        let path = env::split_paths(&path)
-            .chain(installed)
+        Self::find_in(env::split_paths(&path).chain(installed))
+    }
+
+    fn find_in(folders: impl Iterator<Item = PathBuf>) -> Option<Self> {
+        let path = folders
             .map(|folder| folder.join("bpf-linker"))
             .find(|candidate| candidate.is_file())?;
         let llvm = linked_llvm(&path);
@@ -177,7 +198,16 @@ impl Compiler {
     /// The first compiler that can read the library source and whose bitcode `linker` can read.
     pub(crate) fn find(linker: &Linker) -> Result<Self, Missing> {
         let mut rejected = Vec::new();
-        for candidate in Self::candidates(&mut rejected) {
+        let candidates = Self::candidates(&mut rejected);
+        Self::choose(candidates, linker, rejected)
+    }
+
+    fn choose(
+        candidates: Vec<Self>,
+        linker: &Linker,
+        mut rejected: Vec<String>,
+    ) -> Result<Self, Missing> {
+        for candidate in candidates {
             match linker.llvm {
                 Some(llvm) if candidate.llvm > llvm => rejected.push(format!(
                     "{} is built with LLVM {}, newer than the linker's {llvm}",
@@ -319,4 +349,80 @@ fn output(program: &str, args: &[&str]) -> Option<String> {
         .status
         .success()
         .then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn compiler(rustc: &str, llvm: u32) -> Compiler {
+        Compiler {
+            origin: Origin::Debian,
+            rustc: rustc.into(),
+            cargo: None,
+            release: "1.96.0".to_owned(),
+            llvm,
+            source: PathBuf::new(),
+        }
+    }
+
+    #[test]
+    fn a_machine_without_a_linker_lacks_one() {
+        let folder = env::temp_dir().join(format!("no-linker-{}", std::process::id()));
+        fs::create_dir_all(folder.join("second")).unwrap();
+        let folders = || [folder.clone(), folder.join("second")].into_iter();
+        assert!(Linker::find_in(folders()).is_none());
+        let linker = folder.join("second/bpf-linker");
+        fs::write(&linker, "..libLLVM.so.22.1..").unwrap();
+        let found = Linker::find_in(folders()).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+        assert_eq!((found.path, found.llvm), (linker, Some(22)));
+    }
+
+    /// The linker's LLVM, the compilers', and which is chosen.
+    #[test]
+    fn the_first_compiler_is_chosen_whose_bitcode_the_linker_reads() {
+        type Row<'t> = (Option<u32>, &'t [(&'t str, u32)], Option<&'t str>);
+        let rows: [Row<'_>; 5] = [
+            (
+                Some(22),
+                &[("new", 23), ("fits", 22), ("old", 21)],
+                Some("fits"),
+            ),
+            (Some(22), &[("old", 21), ("fits", 22)], Some("old")),
+            (Some(22), &[("new", 23)], None),
+            (Some(22), &[], None),
+            (None, &[("any", 99)], Some("any")),
+        ];
+        for (llvm, compilers, expected) in rows {
+            let linker = Linker {
+                path: PathBuf::new(),
+                llvm,
+            };
+            let compilers = compilers.iter().map(|(name, llvm)| compiler(name, *llvm));
+            let before = vec!["1.0: too old".to_owned()];
+            match (
+                Compiler::choose(compilers.collect(), &linker, before),
+                expected,
+            ) {
+                (Ok(found), Some(expected)) => assert_eq!(found.rustc, PathBuf::from(expected)),
+                (Err(missing), None) => assert!(missing.to_string().contains("too old")),
+                (found, expected) => panic!("{found:?}, not {expected:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn only_a_release_build_fails_without_a_toolchain() {
+        let rejected = vec!["nightly has LLVM 23, newer than the linker's 22".to_owned()];
+        for missing in [Missing::Linker, Missing::Compiler(rejected)] {
+            let [what, means] = missing.left_out("debug").unwrap();
+            let refusal = missing.left_out("release").unwrap_err();
+            for text in [&what, &refusal] {
+                assert!(text.contains(&missing.to_string()), "{text}");
+                assert!(text.contains("cargo xtask setup"), "{text}");
+            }
+            assert!(means.contains("cannot run"), "{means}");
+        }
+    }
 }

@@ -4,6 +4,10 @@
     reason = "what these commands find is for the person at the terminal"
 )]
 
+#[cfg_attr(
+    not(test),
+    expect(dead_code, reason = "builds say what they leave out")
+)]
 #[path = "../../proxy-user/build/toolchain.rs"]
 mod toolchain;
 

@@ -94,7 +94,7 @@ impl Engine {
     /// Adopts or makes maps, loads programs, reads what the maps hold. Attaches nothing yet: that
     /// is the first round's, when the maps are right.
     pub fn start(config: Arc<Config>) -> Result<Self, StartError> {
-        let object = embedded_object().ok_or(LoadError::NoObject)?;
+        let object = embedded_object()?;
         limits::lift_locked_memory();
         let features = Features::probe().map_err(StartError::Probe)?;
         let clock = Clock {

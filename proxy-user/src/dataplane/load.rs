@@ -13,10 +13,16 @@ use super::syscall;
 /// The object that `build.rs` makes from `proxy-ebpf`; empty where no BPF toolchain was found.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("CAUSEWAY_BPF_OBJECT"));
 
-/// The embedded object; none if this build has none.
-#[must_use]
-pub fn embedded_object() -> Option<&'static [u8]> {
-    (!OBJECT.is_empty()).then_some(OBJECT)
+/// The embedded object; an error if this build has none.
+pub fn embedded_object() -> Result<&'static [u8], LoadError> {
+    not_a_stub(OBJECT)
+}
+
+fn not_a_stub(object: &[u8]) -> Result<&[u8], LoadError> {
+    if object.is_empty() {
+        return Err(LoadError::NoObject);
+    }
+    Ok(object)
 }
 
 /// The programs' names, in the object and in the names of pins.
@@ -153,6 +159,7 @@ impl Programs {
     /// Loads the programs of `object`, which use the maps pinned in `folder`: those must be there
     /// already ([`Maps::open_or_create`](super::Maps::open_or_create)).
     pub fn load(object: &[u8], folder: &PinFolder, globals: Globals) -> Result<Self, LoadError> {
+        let object = not_a_stub(object)?;
         let mut loader = EbpfLoader::new();
         // No type information of the kernel is used: reading it takes longer than all the rest.
         loader.btf(None);
@@ -254,12 +261,9 @@ fn summary(log: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
-    use aya::programs::ProgramError;
     use aya_obj::VerifierLog;
 
-    use super::{summary, undisturbed};
+    use super::*;
 
     fn refusal(number: i32) -> ProgramError {
         ProgramError::LoadError {
@@ -282,6 +286,16 @@ mod tests {
         assert_eq!(attempts(vec![libc::EAGAIN; 4]), (5, true));
         assert_eq!(attempts(vec![libc::EAGAIN; 9]), (5, false));
         assert_eq!(attempts(vec![libc::EACCES]), (1, false));
+    }
+
+    /// What `build.rs` embeds where it finds no toolchain.
+    #[test]
+    fn a_stub_is_refused_with_what_to_install() {
+        let folder = PinFolder::under(std::path::Path::new("/nowhere"), "stub");
+        let error = Programs::load(&[], &folder, Globals::default()).unwrap_err();
+        assert!(matches!(error, LoadError::NoObject), "{error}");
+        assert!(error.to_string().contains("`cargo xtask setup`"), "{error}");
+        assert!(not_a_stub(b"\x7fELF").is_ok());
     }
 
     #[test]
