@@ -250,7 +250,8 @@ fn the_configuration_page_tells_the_defaults() {
             continue;
         };
         let socket = format!("\"{}\"", value.replace("<instance>", "default"));
-        let value = if key == "api.socket" { &socket } else { value };
+        let text = ["api.socket", "state.directory"].contains(&key);
+        let value = if text { &socket } else { value };
         writeln!(written, "{key} = {value}").unwrap();
         count += 1;
     }

@@ -161,8 +161,7 @@ const RECORDS: [(&str, usize); 9] = [
     ("Flow", 4),
     ("Counter", 0),
 ];
-const NUMBERS: [(&str, usize); 8] = [
-    ("setting_flag", 1),
+const NUMBERS: [(&str, usize); 7] = [
     ("service_flag", 2),
     ("address_flag", 2),
     ("backend_flag", 2),

@@ -72,7 +72,7 @@ pub(super) fn check(cluster: &mut Cluster) -> Result<()> {
 fn refuses(cluster: &Cluster) -> Result<()> {
     let running = Node::new(cluster, 2);
     let before = attached(cluster, 2)?;
-    running.fails(&["detach"], 1, "is running: stop it first")?;
+    running.fails(&["detach"], 1, " works on this instance of causeway")?;
     ensure!(attached(cluster, 2)? == before, "programs were detached");
     let node = Node::new(cluster, 1);
     let bad = cluster.world().directory().join("bad.toml");
