@@ -5,6 +5,7 @@ pub mod host;
 pub mod kernel;
 pub mod namespace;
 mod requests;
+pub mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,6 +17,7 @@ use proxy_user::simulation::{FlowRecord, Tuple};
 
 use crate::case::{Case, Hook, Step, World};
 use crate::packet::difference;
+use wire::Exit;
 
 /// What came of a frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub enum Seen {
     Action(Action),
     /// What the program returned.
     Code(u32),
+    /// Where the frame came out.
+    Exit(Exit),
 }
 
 /// Plays frames in a world.
@@ -102,10 +106,14 @@ pub fn play(case: &Case, executor: &mut impl Executor) -> Result<()> {
 
 fn compare(world: &World, step: &Step, outcome: &Outcome) -> String {
     let mut text = String::new();
-    let expected = &step.expected;
+    let expected = match (outcome.verdict, &step.on_devices) {
+        (Seen::Exit(_), Some(expected)) => expected,
+        _ => &step.expected,
+    };
     let right = match outcome.verdict {
         Seen::Action(action) => action == expected.action,
         Seen::Code(code) => code == return_code(step.hook, step.ifindex, expected.action),
+        Seen::Exit(exit) => exit == Exit::of(step.hook, step.ifindex, expected.action),
     };
     if !right {
         let _ = writeln!(
@@ -114,7 +122,10 @@ fn compare(world: &World, step: &Step, outcome: &Outcome) -> String {
             expected.action, outcome.verdict
         );
     }
-    if let Some(difference) = difference(&expected.frame, &outcome.frame) {
+    // Nobody sees a frame that has come out nowhere.
+    if outcome.verdict != Seen::Exit(Exit::Nowhere)
+        && let Some(difference) = difference(&expected.frame, &outcome.frame)
+    {
         let _ = writeln!(text, "  frame:\n{difference}");
     }
     let mut flows = world.flows.clone();

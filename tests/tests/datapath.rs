@@ -1,6 +1,8 @@
-//! The datapath's cases, each on the host and in the kernel, and random frames on both.
+//! The datapath's cases, each on the host, in the kernel and on devices, and random frames on the first
+//! two.
 //!
-//! Names say where a case is played: `host::`, `kernel::`, `differential::`. The kernel's need root.
+//! Names say where a case is played: `host::`, `kernel::`, `wire::`, `clsact::` (on devices with TC's
+//! programs attached as before Linux 6.6), `differential::`. All but the host's need root.
 
 use std::env;
 use std::io::{self, Write as _};
@@ -15,28 +17,26 @@ use libtest_mimic::{Arguments, Failed, Trial};
 use proxy_tests::exec::host::Host;
 use proxy_tests::exec::kernel::Kernel;
 use proxy_tests::exec::play;
+use proxy_tests::exec::wire::{self, Wire};
 use proxy_tests::{cases, differential};
 
-type Job = Box<dyn FnOnce(&mut Kernel) + Send>;
+type Job<E> = Box<dyn FnOnce(&mut E) + Send>;
 
 /// A thread, and the way to give it work.
-struct Worker {
-    jobs: Result<Sender<Job>, String>,
+struct Worker<E> {
+    jobs: Result<Sender<Job<E>>, String>,
     thread: JoinHandle<()>,
 }
 
-/// The one thread that has a namespace, programs and maps; all kernel cases take turns there.
-static WORKER: Mutex<Option<Worker>> = Mutex::new(None);
-
-impl Worker {
-    fn start() -> Self {
+impl<E: 'static> Worker<E> {
+    fn start(start: fn() -> Result<E>) -> Self {
         let (ready, started) = channel();
-        let (sender, jobs) = channel::<Job>();
-        let thread = thread::spawn(move || match Kernel::start() {
-            Ok(mut kernel) => {
+        let (sender, jobs) = channel::<Job<E>>();
+        let thread = thread::spawn(move || match start() {
+            Ok(mut executor) => {
                 let _ = ready.send(Ok(()));
                 while let Ok(job) = jobs.recv() {
-                    job(&mut kernel);
+                    job(&mut executor);
                 }
             }
             Err(error) => {
@@ -45,7 +45,7 @@ impl Worker {
         });
         let outcome = started
             .recv()
-            .unwrap_or_else(|_| Err("the kernel executor's thread has gone".to_owned()));
+            .unwrap_or_else(|_| Err("the executor's thread has gone".to_owned()));
         Self {
             jobs: outcome.map(|()| sender),
             thread,
@@ -60,24 +60,50 @@ impl Worker {
     }
 }
 
-fn in_kernel(work: impl FnOnce(&mut Kernel) -> Result<()> + Send + 'static) -> Result<()> {
-    let (reply, answer) = channel();
-    let job: Job = Box::new(move |kernel| {
-        let _ = reply.send(work(kernel));
-    });
-    let sender = WORKER
-        .lock()
-        .map_err(|_| anyhow!("another test panicked"))?
-        .get_or_insert_with(Worker::start)
-        .jobs
-        .clone()
-        .map_err(|error| anyhow!("the kernel executor does not start: {error}"))?;
-    sender
-        .send(job)
-        .map_err(|_| anyhow!("the kernel executor's thread has gone"))?;
-    answer
-        .recv()
-        .context("the kernel executor's thread panicked")?
+/// The one thread that has an executor's namespaces, programs and maps; all its cases take turns there.
+struct Turns<E> {
+    worker: Mutex<Option<Worker<E>>>,
+    start: fn() -> Result<E>,
+}
+
+static KERNEL: Turns<Kernel> = Turns::new(Kernel::start);
+static WIRE: Turns<Wire> = Turns::new(Wire::start);
+static CLSACT: Turns<Wire> = Turns::new(Wire::start_with_filters);
+
+impl<E: 'static> Turns<E> {
+    const fn new(start: fn() -> Result<E>) -> Self {
+        Self {
+            worker: Mutex::new(None),
+            start,
+        }
+    }
+
+    fn take(&self, work: impl FnOnce(&mut E) -> Result<()> + Send + 'static) -> Result<()> {
+        let (reply, answer) = channel();
+        let job: Job<E> = Box::new(move |executor| {
+            let _ = reply.send(work(executor));
+        });
+        let sender = self
+            .worker
+            .lock()
+            .map_err(|_| anyhow!("another test panicked"))?
+            .get_or_insert_with(|| Worker::start(self.start))
+            .jobs
+            .clone()
+            .map_err(|error| anyhow!("the executor does not start: {error}"))?;
+        sender
+            .send(job)
+            .map_err(|_| anyhow!("the executor's thread has gone"))?;
+        answer.recv().context("the executor's thread panicked")?
+    }
+
+    fn end(&self) {
+        if let Ok(mut worker) = self.worker.lock()
+            && let Some(worker) = worker.take()
+        {
+            worker.end();
+        }
+    }
 }
 
 fn outcome(result: Result<()>) -> Result<(), Failed> {
@@ -118,6 +144,44 @@ fn random_histories(kernel: &mut Kernel) -> Result<()> {
     Ok(())
 }
 
+/// Themes that are played with filters of `clsact` too.
+const WITH_FILTERS: [&str; 4] = ["service::", "node_port::", "refusal::", "vlan::"];
+
+/// The cases on devices.
+fn wire_trials() -> Vec<Trial> {
+    let mut trials = vec![Trial::test("wire::what_is_left_out_is_named", || {
+        outcome(wire::count(&cases::all()).and_then(|(played, left_out)| {
+            writeln!(
+                io::stderr(),
+                "wire: {played} cases are played, {left_out} are left out"
+            )?;
+            Ok(())
+        }))
+    })];
+    let played = || {
+        let cases = cases::all().into_iter();
+        cases.filter(|case| wire::reason(&case.name).is_none())
+    };
+    for case in played() {
+        let name = format!("wire::{}", case.name);
+        trials.push(Trial::test(name, move || {
+            outcome(WIRE.take(move |wire| play(&case, wire)))
+        }));
+    }
+    for case in played() {
+        if WITH_FILTERS
+            .iter()
+            .any(|theme| case.name.starts_with(theme))
+        {
+            let name = format!("clsact::{}", case.name);
+            trials.push(Trial::test(name, move || {
+                outcome(CLSACT.take(move |wire| play(&case, wire)))
+            }));
+        }
+    }
+    trials
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
@@ -130,17 +194,16 @@ fn main() -> ExitCode {
     for case in cases::all() {
         let name = format!("kernel::{}", case.name);
         trials.push(Trial::test(name, move || {
-            outcome(in_kernel(move |kernel| play(&case, kernel)))
+            outcome(KERNEL.take(move |kernel| play(&case, kernel)))
         }));
     }
+    trials.extend(wire_trials());
     trials.push(Trial::test("differential::random_histories", || {
-        outcome(in_kernel(random_histories))
+        outcome(KERNEL.take(random_histories))
     }));
     let conclusion = libtest_mimic::run(&arguments, trials);
-    if let Ok(mut worker) = WORKER.lock()
-        && let Some(worker) = worker.take()
-    {
-        worker.end();
-    }
+    KERNEL.end();
+    WIRE.end();
+    CLSACT.end();
     conclusion.exit_code()
 }

@@ -1,6 +1,7 @@
 //! Steps and what they are expected to do.
 
 use std::collections::BTreeMap;
+use std::mem;
 
 use proxy_common::abi::{Counter, FlowStep, flow_state};
 use proxy_common::datapath::verdict::Action;
@@ -172,6 +173,18 @@ pub struct Expected {
     pub counters: BTreeMap<u32, Counter>,
 }
 
+impl Expected {
+    /// That the frame passes untouched.
+    fn nothing(frame: &[u8]) -> Self {
+        Self {
+            action: Action::Pass,
+            frame: frame.to_vec(),
+            flows: Vec::new(),
+            counters: BTreeMap::new(),
+        }
+    }
+}
+
 /// One frame.
 pub struct Step {
     /// Changes of the world before it.
@@ -184,6 +197,9 @@ pub struct Step {
     pub frame: Vec<u8>,
     /// What is to come of it.
     pub expected: Expected,
+    /// What is to come of it on devices, where that is something else: there the kernel keeps the
+    /// first VLAN tag beside the frame before TC sees it, in a test run it stays in the frame.
+    pub on_devices: Option<Expected>,
 }
 
 impl Step {
@@ -195,14 +211,18 @@ impl Step {
             edit: None,
             hook,
             ifindex,
-            expected: Expected {
-                action: Action::Pass,
-                frame: frame.clone(),
-                flows: Vec::new(),
-                counters: BTreeMap::new(),
-            },
+            expected: Expected::nothing(&frame),
+            on_devices: None,
             frame,
         }
+    }
+
+    /// Expects something else on devices, all of which `expect` says.
+    pub fn on_devices(&mut self, expect: impl FnOnce(&mut Self)) -> &mut Self {
+        let elsewhere = mem::replace(&mut self.expected, Expected::nothing(&self.frame));
+        expect(self);
+        self.on_devices = Some(mem::replace(&mut self.expected, elsewhere));
+        self
     }
 
     /// Changes the world before this step.

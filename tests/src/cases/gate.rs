@@ -17,7 +17,7 @@ pub(super) const CASES: &[Entry] = &[
     both("answers_without_a_flow_pass", stray_answer),
     both("route_that_refuses_drops", refused),
     both("no_route_is_left_to_the_stack", nowhere),
-    both("unresolved_neighbour_is_left_to_the_kernel", lost),
+    both("unresolved_neighbour_is_left_to_the_stack", lost),
     both("no_source_address_drops", no_source),
     both("device_without_xdp_is_left_to_tc", enqueue),
     both("device_without_xdp_sends_back_what_it_received", bounce),

@@ -57,7 +57,12 @@ const XDP_DEVICES: [u32; 2] = [device::UP0, device::UP1];
 impl Kernel {
     /// Moves the calling thread into a new namespace, loads programs and makes empty maps.
     pub fn start() -> Result<Self> {
-        let folder = PinFolder::new(&format!("cases-{}", process::id()));
+        Self::start_as(&format!("cases-{}", process::id()))
+    }
+
+    /// The same, with the maps pinned as those of an instance of this name.
+    pub(super) fn start_as(instance: &str) -> Result<Self> {
+        let folder = PinFolder::new(instance);
         let namespace = Namespace::enter()?;
         let sizes: MapSizes = [
             ("BACKENDS", size::BACKENDS),
@@ -166,6 +171,17 @@ impl Kernel {
             }
         }
         Ok(raised)
+    }
+
+    /// Where the maps are pinned.
+    pub(super) const fn folder(&self) -> &PinFolder {
+        &self.folder
+    }
+
+    /// Makes the devices of the calling thread's namespace those that XDP sends to.
+    pub(super) fn write_transmit_ports(&self, world: &World) -> Result<()> {
+        let mut ports = world.transmit_ports().into_iter();
+        Ok(ports.try_for_each(|ifindex| self.maps.tx_ports.put(&ifindex, &[ifindex, 0]))?)
     }
 
     /// Runs one frame and says the return code and the frame, without looking at the maps.
