@@ -9,6 +9,7 @@ mod node_port;
 mod refusal;
 mod service;
 mod size;
+mod vlan;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -56,6 +57,7 @@ const THEMES: &[(&str, &[Entry])] = &[
     ("choice", choice::CASES),
     ("gate", gate::CASES),
     ("size", size::CASES),
+    ("vlan", vlan::CASES),
 ];
 
 /// All cases, named `theme::case::family`.

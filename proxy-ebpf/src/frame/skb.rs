@@ -5,7 +5,8 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
+    bpf_skb_vlan_push,
 };
 use proxy_common::wire::{Checksum, Cursor, Delta, Frame, Metadata};
 
@@ -18,6 +19,9 @@ pub(crate) struct SkbFrame {
 
 /// As many bytes as headers take up, nearly always; the rest may lie in pages.
 const LINEAR: u32 = 128;
+
+/// Bytes of an Ethernet header without tags.
+const ETHERNET: u32 = 14;
 
 impl SkbFrame {
     /// Makes sure that the headers can be reached.
@@ -69,6 +73,16 @@ impl SkbFrame {
         let mut cursor = self.cursor();
         cursor.skip(offset);
         cursor.take::<u16>()
+    }
+
+    /// Takes away the tag that is beside the frame: its kind, in network order, and its value.
+    #[inline(always)]
+    fn take_tag(&mut self) -> Option<(u16, u16)> {
+        let tci = self.offloaded_tag()?;
+        // SAFETY: the kernel's context outlives the program.
+        let kind = (unsafe { (*self.skb).vlan_proto }) as u16;
+        // SAFETY: no pointer into the frame is alive.
+        (unsafe { bpf_skb_vlan_pop(self.skb) } == 0).then_some((kind, tci))
     }
 
     #[inline(always)]
@@ -221,10 +235,25 @@ impl Frame for SkbFrame {
     }
 
     #[inline(always)]
-    fn make_room(&mut self, _link: u32, bytes: u32) -> Option<()> {
+    fn make_room(&mut self, link: u32, bytes: u32) -> Option<()> {
+        // The kernel makes room only behind an Ethernet header that IP follows (bpf_skb_adjust_room). Of
+        // two tags the first is beside the frame: without it, the second is, for so long.
+        let outer = if link > ETHERNET {
+            Some(self.take_tag()?)
+        } else {
+            None
+        };
         let mode = bpf_adj_room_mode::BPF_ADJ_ROOM_MAC;
         // SAFETY: the helper checks the length; no pointer into the frame is alive.
-        (unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, mode, 0) } == 0).then_some(())
+        let made = unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, mode, 0) } == 0;
+        if let Some((kind, tci)) = outer {
+            // SAFETY: as above.
+            let put = unsafe { bpf_skb_vlan_push(self.skb, kind, tci) };
+            if put != 0 {
+                return None;
+            }
+        }
+        made.then_some(())
     }
 
     #[inline(always)]

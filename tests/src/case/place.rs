@@ -325,6 +325,16 @@ impl Next {
         }
     }
 
+    /// A client in VLAN 7 in VLAN 5, for packets that came in there.
+    #[must_use]
+    pub fn inner_vlan_client() -> Self {
+        Self {
+            source: mac(device::INNER_VLAN),
+            mtu: 0,
+            ..Self::to(FlowStep::Enqueue, device::UP0, 9)
+        }
+    }
+
     /// A client in VLAN 5, for packets that came in there.
     #[must_use]
     pub fn vlan_client() -> Self {

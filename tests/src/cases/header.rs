@@ -122,7 +122,7 @@ fn five_extensions(net: Net) -> Case {
 }
 
 /// A connection of a VLAN's client to a pod behind the same VLAN.
-fn in_vlan(
+pub(super) fn in_vlan(
     net: Net,
     vlan: u32,
     (client, pod, node): (Host, Host, Host),

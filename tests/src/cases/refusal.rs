@@ -160,12 +160,16 @@ fn empty_in_vlan(net: Net) -> Case {
             .refuses(Reason::NoEndpoint, &unreachable_for(&datagram));
         case.send(Hook::Ingress, device::UP0, &syn)
             .refuses(Reason::NoEndpoint, &reset_for(&syn));
-        // A socket buffer with a tag in its bytes can't be given room behind the tag, and is dropped
-        // with no more than would have been quoted.
+        // A socket buffer with its first tag in its bytes can't be given room behind the tag, and is
+        // dropped with no more than would have been quoted. Where frames arrive at devices, that tag
+        // is beside the frame.
         let quoted = datagram.bytes().len() - b"causeway".len();
         case.send(Hook::Ingress, device::UP0, &datagram)
             .drops(Reason::NoEndpoint)
-            .cut_to(quoted);
+            .cut_to(quoted)
+            .on_devices(|step| {
+                step.refuses(Reason::NoEndpoint, &unreachable_for(&datagram));
+            });
     }
     case
 }
@@ -256,7 +260,7 @@ fn lone_reset(net: Net) -> Case {
     case
 }
 
-fn reply_to(request: &Packet) -> Packet {
+pub(super) fn reply_to(request: &Packet) -> Packet {
     let mut reply = request.clone();
     (reply.source, reply.destination) = (request.destination, request.source);
     reply.link = (request.link.1, request.link.0);
