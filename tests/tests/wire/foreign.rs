@@ -8,27 +8,21 @@ use proxy_tests::lab::{
     answer::{ECHO_PORT, HTTP_PORT},
     ask::{self, Means},
     capture::{Capture, Side},
-    layout::{self, Family, Uplink},
+    layout::{self, Family},
     world::World,
 };
 
 use crate::{services, worlds::Worlds};
 
-/// Without VLAN devices in the kernel, what needs them is listed as ignored.
 pub(crate) fn trials(worlds: &Arc<Worlds>, has_vlans: bool) -> Vec<Trial> {
     let mut trials = Vec::new();
-    for (world, layout, _) in services::WORLDS {
-        let first = trials.len();
+    for world in services::possible(has_vlans) {
         for family in Family::BOTH {
             let worlds = Arc::clone(worlds);
             let name = format!("{world}/{}/foreign-packets-are-untouched", family.word());
             trials.push(Trial::test(name, move || {
                 Ok(untouched(worlds.serving(world)?.world(), family)?)
             }));
-        }
-        if layout.uplink != Uplink::Plain && !has_vlans {
-            let added = trials.split_off(first);
-            trials.extend(added.into_iter().map(|trial| trial.with_ignored_flag(true)));
         }
     }
     trials
