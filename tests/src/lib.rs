@@ -4,6 +4,7 @@
 pub mod bench;
 pub mod case;
 pub mod cases;
+pub mod concurrency;
 pub mod differential;
 pub mod exec;
 pub mod lab;

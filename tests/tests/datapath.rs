@@ -2,7 +2,7 @@
 //! two.
 //!
 //! Names say where a case is played: `host::`, `kernel::`, `wire::`, `clsact::` (on devices with TC's
-//! programs attached as before Linux 6.6), `differential::`. All but the host's need root.
+//! programs attached as before Linux 6.6), `differential::`, `concurrency::`. All but the host's need root.
 
 use std::env;
 use std::io::{self, Write as _};
@@ -14,11 +14,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libtest_mimic::{Arguments, Failed, Trial};
+use proxy_tests::case::place::Version;
 use proxy_tests::exec::host::Host;
 use proxy_tests::exec::kernel::Kernel;
 use proxy_tests::exec::play;
 use proxy_tests::exec::wire::{self, Wire};
-use proxy_tests::{cases, differential};
+use proxy_tests::{cases, concurrency, differential};
 
 type Job<E> = Box<dyn FnOnce(&mut E) + Send>;
 
@@ -182,6 +183,22 @@ fn wire_trials() -> Vec<Trial> {
     trials
 }
 
+type Concurrency = (&'static str, fn(Version) -> Result<()>);
+
+const CONCURRENCY: [Concurrency; 2] = [
+    (
+        "same_connections_are_made_once",
+        concurrency::same_connections,
+    ),
+    ("ports_are_claimed_once", concurrency::competing_connections),
+];
+
+/// Does work that moves its thread about.
+fn in_thread(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    let thread = thread::spawn(work);
+    thread.join().map_err(|_| anyhow!("the thread panicked"))?
+}
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     let mut trials = Vec::new();
@@ -198,6 +215,14 @@ fn main() -> ExitCode {
         }));
     }
     trials.extend(wire_trials());
+    for (version, family) in [(Version::V4, "v4"), (Version::V6, "v6")] {
+        for (what, play) in CONCURRENCY {
+            trials.push(Trial::test(
+                format!("concurrency::{what}::{family}"),
+                move || outcome(in_thread(move || play(version))),
+            ));
+        }
+    }
     trials.push(Trial::test("differential::random_histories", || {
         outcome(KERNEL.take(random_histories))
     }));

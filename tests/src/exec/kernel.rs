@@ -57,18 +57,19 @@ const XDP_DEVICES: [u32; 2] = [device::UP0, device::UP1];
 impl Kernel {
     /// Moves the calling thread into a new namespace, loads programs and makes empty maps.
     pub fn start() -> Result<Self> {
-        Self::start_as(&format!("cases-{}", process::id()))
+        Self::start_as(&format!("cases-{}", process::id()), size::FLOWS)
     }
 
-    /// The same, with the maps pinned as those of an instance of this name.
-    pub(super) fn start_as(instance: &str) -> Result<Self> {
+    /// The same, with the maps pinned as those of an instance of this name, and with room for so many
+    /// flow entries of each family.
+    pub(crate) fn start_as(instance: &str, flows: u32) -> Result<Self> {
         let folder = PinFolder::new(instance);
         let namespace = Namespace::enter()?;
         let sizes: MapSizes = [
             ("BACKENDS", size::BACKENDS),
             ("SLOTS", size::SLOTS),
-            ("FLOWS_V4", size::FLOWS),
-            ("FLOWS_V6", size::FLOWS),
+            ("FLOWS_V4", flows),
+            ("FLOWS_V6", flows),
         ]
         .into_iter()
         .map(|(name, entries)| (name.to_owned(), entries))
@@ -130,7 +131,8 @@ impl Kernel {
         Ok(())
     }
 
-    fn programs(&mut self, tick: u32) -> Result<&Programs> {
+    /// The programs that believe in this time.
+    pub(crate) fn programs(&mut self, tick: u32) -> Result<&Programs> {
         if !self.programs.contains_key(&tick) {
             let object = embedded_object().context(
                 "this build has no kernel object: `cargo xtask setup` installs what it needs",
