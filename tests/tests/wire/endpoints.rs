@@ -77,11 +77,27 @@ fn added(cluster: &Cluster, family: Family, mut service: Service) -> Result<()> 
         answering(cluster, target, 8)? == set(&["pod1"]),
         "others than pod1 answered"
     );
+    let pause = Duration::from_millis(20);
+    let connections = Connections::open(&cluster.world().client(), target, 20, pause)?;
     service.endpoints.push(Endpoint::ready(3));
     apply(cluster, &service)?;
     // That 40 connections all go to one of two happens once in 2^39 runs.
     let pods = answering(cluster, target, 40)?;
     ensure!(pods == set(&["pod1", "pod3"]), "only {pods:?} answered");
+    // Those that were there before go on where they are.
+    let before = connections.exchanges();
+    sleep(Duration::from_millis(500));
+    ensure!(
+        connections.exchanges() > before + 20,
+        "connections do not go on"
+    );
+    let report = connections.finish()?;
+    ensure!(
+        report.broken.is_empty(),
+        "{} broke: {:?}",
+        report.broken.len(),
+        report.broken
+    );
     Ok(())
 }
 

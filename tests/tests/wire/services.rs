@@ -3,7 +3,8 @@
 //! One row is one behaviour. It is tried over both families, TCP and UDP, in each of the worlds.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    io,
+    net::{IpAddr, SocketAddr, UdpSocket},
     sync::Arc,
     time::Duration,
 };
@@ -11,6 +12,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Trial;
 use proxy_tests::lab::{
+    answer::ECHO_PORT,
     ask::{self, Means, Outcome},
     cluster::{Cluster, Hook},
     layout::{self, Family, Layout, Uplink},
@@ -163,6 +165,9 @@ pub(crate) fn possible(has_vlans: bool) -> impl Iterator<Item = &'static str> {
         .map(|(name, ..)| name)
 }
 
+/// What is tried once in each family.
+type Check = fn(&Cluster, Family) -> Result<()>;
+
 pub(crate) fn trials(worlds: &Arc<Worlds>, has_vlans: bool) -> Vec<Trial> {
     let mut trials = Vec::new();
     for world in possible(has_vlans) {
@@ -182,11 +187,16 @@ pub(crate) fn trials(worlds: &Arc<Worlds>, has_vlans: bool) -> Vec<Trial> {
                     }));
                 }
             }
-            let worlds = Arc::clone(worlds);
-            let name = format!("{world}/{}/icmp/balancer-answers-ping", family.word());
-            trials.push(Trial::test(name, move || {
-                Ok(ping_balancer(worlds.serving(world)?, family)?)
-            }));
+            for (name, check) in [
+                ("icmp/balancer-answers-ping", ping_balancer as Check),
+                ("udp/fragments-are-not-carried", fragments),
+            ] {
+                let worlds = Arc::clone(worlds);
+                let name = format!("{world}/{}/{name}", family.word());
+                trials.push(Trial::test(name, move || {
+                    Ok(check(worlds.serving(world)?, family)?)
+                }));
+            }
         }
     }
     trials
@@ -267,6 +277,40 @@ fn address(target: Target, family: Family, means: Means) -> Result<SocketAddr> {
         HostPort(node) => SocketAddr::new(layout::node(node, family), manifest::host_port(means)),
         BalancerOther(name) => SocketAddr::new(service(name)?.balancer(means, family).ip(), 81),
     })
+}
+
+/// Of a datagram that is larger than the MTU, a service sees nothing (reason `fragment`); a pod's own
+/// address is none of ours, and its way is whole.
+fn fragments(cluster: &Cluster, family: Family) -> Result<()> {
+    let world = cluster.world();
+    let service = address(Balancer("near"), family, Means::Udp)?;
+    let pod = SocketAddr::new(world.layout().pod(1, family), ECHO_PORT);
+    let answered = |target: SocketAddr, length: usize, limit: Duration| -> Result<bool> {
+        let asked = world.client().enter(|| -> io::Result<usize> {
+            let any = match family {
+                Family::V4 => "0.0.0.0:0",
+                Family::V6 => "[::]:0",
+            };
+            let socket = UdpSocket::bind(any)?;
+            socket.connect(target)?;
+            socket.set_read_timeout(Some(limit))?;
+            socket.send(&vec![b'x'; length])?;
+            socket.recv(&mut [0; 4_096])
+        })?;
+        match asked {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("asking {target}")),
+        }
+    };
+    let (soon, late) = (Duration::from_millis(400), Duration::from_secs(4));
+    ensure!(answered(service, 1_200, late)?, "{service} does not answer");
+    ensure!(answered(pod, 3_000, late)?, "{pod} does not answer");
+    ensure!(
+        !answered(service, 3_000, soon)?,
+        "{service} answers fragments"
+    );
+    Ok(())
 }
 
 fn ping_balancer(cluster: &Cluster, family: Family) -> Result<()> {
