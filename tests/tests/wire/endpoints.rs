@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc, thread::sleep, time::Duration};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Trial;
 use proxy_tests::lab::{
     ask::{self, Means, Outcome},
@@ -11,19 +11,28 @@ use proxy_tests::lab::{
     load::{Connections, Stream},
     manifest::{Endpoint, Service},
 };
+use serde_json::json;
 
 use crate::worlds::{self, Worlds};
 
 /// What happens to a service that pod1 and pod3 serve.
 type Case = (&'static str, fn(&Cluster, Family, Service) -> Result<()>);
 
-const CASES: [Case; 6] = [
+const CASES: [Case; 8] = [
     ("added-takes-connections", added),
     ("removed-udp-moves-at-once", removed_udp),
     ("terminating-keeps-tcp", terminating_keeps_tcp),
     ("removed-resets-tcp", removed_resets_tcp),
     ("all-terminating-still-serve", all_terminating),
     ("deleted-service-is-not-ours", deleted),
+    (
+        "weights-share-random-choices",
+        |cluster, family, service| weighted(cluster, family, &service, "random"),
+    ),
+    (
+        "weights-share-maglev-choices",
+        |cluster, family, service| weighted(cluster, family, &service, "maglev"),
+    ),
 ];
 
 pub(crate) fn trials(worlds: &Arc<Worlds>) -> Vec<Trial> {
@@ -97,6 +106,56 @@ fn added(cluster: &Cluster, family: Family, mut service: Service) -> Result<()> 
         "{} broke: {:?}",
         report.broken.len(),
         report.broken
+    );
+    Ok(())
+}
+
+/// Of four connections, pod3 has three.
+fn weighted(cluster: &Cluster, family: Family, service: &Service, algorithm: &str) -> Result<()> {
+    const CONNECTIONS: u32 = 100;
+    let layout = cluster.world().layout();
+    let mut objects = Vec::new();
+    for (pod, weight) in [(1, "1"), (3, "3")] {
+        let endpoints = vec![Endpoint::ready(pod)];
+        let part = Service {
+            endpoints,
+            ..service.clone()
+        };
+        for mut object in part.objects(layout) {
+            let is_slice = object["kind"] == "EndpointSlice";
+            let metadata = &mut object["metadata"];
+            if is_slice {
+                let name = metadata["name"].as_str().unwrap_or_default();
+                metadata["name"] = format!("{name}-{pod}").into();
+                metadata["annotations"] = json!({"causeway.dev/weight": weight});
+            } else {
+                metadata["annotations"] = json!({"causeway.dev/algorithm": algorithm});
+            }
+            // Both parts have the same Service.
+            if objects.contains(&object) {
+                continue;
+            }
+            objects.push(object);
+        }
+    }
+    cluster.apply(&worlds::file(service).to_string_lossy(), &objects)?;
+    let (client, target) = (
+        cluster.world().client(),
+        service.balancer(Means::Tcp, family),
+    );
+    let mut far = 0;
+    for _ in 0..CONNECTIONS {
+        let attempt = ask::ask(&client, Means::Tcp, target, Duration::from_secs(3))?;
+        match attempt.outcome.pod() {
+            Some("pod3") => far += 1,
+            Some("pod1") => {}
+            _ => bail!("{target}: {}", attempt.outcome),
+        }
+    }
+    // 75 are expected; so far from that, it is once in 40,000 runs.
+    ensure!(
+        (57..=92).contains(&far),
+        "pod3 has {far} of {CONNECTIONS} connections"
     );
     Ok(())
 }
