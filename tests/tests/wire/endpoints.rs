@@ -11,7 +11,7 @@ use proxy_tests::lab::{
     load::{Connections, Stream},
     manifest::{Endpoint, Service},
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::worlds::{self, Worlds};
 
@@ -122,15 +122,22 @@ fn weighted(cluster: &Cluster, family: Family, service: &Service, algorithm: &st
             ..service.clone()
         };
         for mut object in part.objects(layout) {
-            let is_slice = object["kind"] == "EndpointSlice";
-            let metadata = &mut object["metadata"];
-            if is_slice {
-                let name = metadata["name"].as_str().unwrap_or_default();
-                metadata["name"] = format!("{name}-{pod}").into();
-                metadata["annotations"] = json!({"causeway.dev/weight": weight});
+            let is_slice = object
+                .get("kind")
+                .is_some_and(|kind| kind == "EndpointSlice");
+            let metadata = object
+                .get_mut("metadata")
+                .and_then(Value::as_object_mut)
+                .context("an object without metadata")?;
+            let note = if is_slice {
+                let name = metadata.get("name").and_then(Value::as_str);
+                let name = format!("{}-{pod}", name.unwrap_or_default());
+                metadata.insert("name".to_owned(), name.into());
+                json!({"causeway.dev/weight": weight})
             } else {
-                metadata["annotations"] = json!({"causeway.dev/algorithm": algorithm});
-            }
+                json!({"causeway.dev/algorithm": algorithm})
+            };
+            metadata.insert("annotations".to_owned(), note);
             // Both parts have the same Service.
             if objects.contains(&object) {
                 continue;
