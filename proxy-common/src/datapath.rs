@@ -109,6 +109,7 @@ where
     T: FamilyTables<F>,
 {
     let arrival = Arrival::of(frame, ifindex);
+    frame.pull(headers::plain_length::<F>());
     if headers::is_plain::<F, P>(frame) {
         let Some(headers) = headers::parse_plain::<F, P>(frame) else {
             return Verdict::PASS;

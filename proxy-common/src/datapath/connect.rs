@@ -90,7 +90,6 @@ pub(super) fn slow<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
     tables: &T,
     ifindex: u32,
 ) -> Verdict {
-    frame.pull(headers::MAX_HEADERS);
     let length = frame.length();
     let Some(mut draft) = tables.draft() else {
         return counted(Verdict::drop(Reason::Changing), tables, length);
@@ -146,6 +145,7 @@ fn describe<F: Family, P: Frame, T: FamilyTables<F>>(
     draft: &mut Draft<F>,
     tables: &T,
 ) -> Content {
+    headers::pull::<F, P>(frame);
     let Some(headers) = headers::parse::<F, P>(frame) else {
         return Content::Foreign;
     };

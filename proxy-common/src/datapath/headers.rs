@@ -12,8 +12,38 @@ pub const MAX_EXTENSION_HEADERS: u32 = 4;
 /// How long they may be together, bytes. A packet with longer ones passes untouched.
 pub const MAX_EXTENSION_BYTES: u32 = 256;
 
-/// Bytes that all headers can take up: Ethernet, tags, IPv6 and its extensions, TCP.
-pub const MAX_HEADERS: u32 = 14 + 4 * MAX_TAGS + 40 + MAX_EXTENSION_BYTES + 20;
+/// Bytes that headers take up where none but Ethernet and the IP header stands before TCP's. Asking for
+/// more would have the kernel copy payload in front of the pages that hold the rest.
+#[inline(always)]
+#[must_use]
+pub const fn plain_length<F: Family>() -> u32 {
+    14 + F::HEADER + 20
+}
+
+/// Makes sure that a cursor can reach all headers of a packet with tags, options or extension headers.
+#[inline(always)]
+pub fn pull<F: Family, P: Frame>(frame: &mut P) {
+    const MAX_OPTIONS: u32 = 40;
+    let tags = 4 * MAX_TAGS;
+    frame.pull(plain_length::<F>() + tags);
+    let tag = frame.offloaded_tag();
+    let mut cursor = frame.cursor();
+    if Link::parse(&mut cursor, tag).is_none() {
+        return;
+    }
+    if F::IS_V6 {
+        let extended =
+            |ip: Ipv6| is_extension(ip.next_header) || ip.next_header == protocol::FRAGMENT;
+        if cursor.peek::<Ipv6>().is_some_and(extended) {
+            frame.pull(plain_length::<F>() + tags + MAX_EXTENSION_BYTES);
+        }
+    } else if cursor
+        .peek::<Ipv4>()
+        .is_some_and(|ip| ip.version_ihl != 0x45)
+    {
+        frame.pull(plain_length::<F>() + tags + MAX_OPTIONS);
+    }
+}
 
 /// How many VLAN tags are walked, a tag kept beside the frame included.
 pub const MAX_TAGS: u32 = 2;

@@ -17,18 +17,18 @@ pub(crate) struct SkbFrame {
     skb: *mut __sk_buff,
 }
 
-/// As many bytes as headers take up, nearly always; the rest may lie in pages.
-const LINEAR: u32 = 128;
+/// What tells which family a packet is of: Ethernet and two tags.
+const LINK: u32 = 14 + 8;
 
 /// Bytes of an Ethernet header without tags.
 const ETHERNET: u32 = 14;
 
 impl SkbFrame {
-    /// Makes sure that the headers can be reached.
+    /// Makes sure that the link layer can be reached.
     #[inline(always)]
     pub(crate) fn new(skb: *mut __sk_buff) -> Self {
         let mut frame = Self { skb };
-        frame.pull(LINEAR);
+        frame.pull(LINK);
         frame
     }
 
