@@ -15,3 +15,4 @@ pub mod reconcile;
 pub mod simulation;
 pub mod source;
 pub mod telemetry;
+pub mod tunnel;
