@@ -26,7 +26,7 @@ pub struct Policy {
     pub retry: Limits,
     /// Waits after the peer has refused our key, or we the peer's. OpenSSH counts 5 s against an
     /// address for each failed authentication and shuts it out once more than 15 s are due
-    /// (`PerSourcePenalties`, sshd_config(5)), so the first wait is longer than what is added.
+    /// (`PerSourcePenalties`, `sshd_config(5)`), so the first wait is longer than what is added.
     pub penalty: Limits,
     /// The least wait after a peer has hung up before authentication (1 s in `PerSourcePenalties`).
     pub hung_up: Duration,
@@ -158,6 +158,8 @@ pub enum Event {
     Reconnect,
     /// The key or what is trusted has changed: earlier refusals say nothing any more.
     Credentials,
+    /// No new connections any more; what is carried may finish.
+    Retire,
     /// No more.
     Stop,
 }
@@ -347,6 +349,12 @@ impl Leg {
         })
     }
 
+    /// Whether it has no session, and will have none.
+    #[must_use]
+    pub const fn is_over(&self) -> bool {
+        !self.started && self.sessions.is_empty()
+    }
+
     /// When the next dial is due; none: none is planned.
     #[must_use]
     pub const fn next_dial(&self) -> Option<Instant> {
@@ -411,6 +419,15 @@ impl Leg {
                 if self.up().is_none() && self.coming().is_none() {
                     self.dial = Some(now);
                 }
+            }
+            Event::Retire => {
+                self.started = false;
+                self.dial = None;
+                self.cause = Cause::Stopped;
+                if let Some(id) = self.coming().map(|session| session.id) {
+                    self.close(id, Cause::Stopped, &mut actions);
+                }
+                self.release(now, &mut actions);
             }
             Event::Stop => {
                 self.started = false;
@@ -504,6 +521,9 @@ impl Leg {
             Step::Draining { .. } => {}
             Step::Up { .. } => {
                 self.cause = cause;
+                if !self.started {
+                    return;
+                }
                 // At once: it worked a moment ago. If not any more, the waits grow from here.
                 self.dial.get_or_insert(now);
             }

@@ -342,6 +342,25 @@ fn stopping_closes_everything_and_nothing_follows() {
 }
 
 #[test]
+fn who_retires_finishes_what_it_carries() {
+    let mut bench = Bench::up();
+    bench.tell(Event::Reconnect);
+    assert_eq!(
+        bench.tell(Event::Retire),
+        [Action::Close(id(1), Cause::Stopped), Action::Release(id(0))]
+    );
+    assert!(!bench.leg.is_over());
+    assert_eq!(bench.leg.state(), State::Stopped);
+    assert_eq!(bench.tell(Event::Reconnect), []);
+    assert_eq!(
+        bench.tell(Event::Drained(id(0))),
+        [Action::Close(id(0), Cause::Replaced)]
+    );
+    assert!(bench.leg.is_over());
+    assert_eq!(bench.leg.deadline(), None);
+}
+
+#[test]
 fn a_tunnel_is_as_well_as_its_legs() {
     let wait = State::Waiting {
         cause: Cause::Closed,
