@@ -6,7 +6,7 @@
 mod client;
 mod query;
 mod server;
-mod socket;
+pub(crate) mod socket;
 mod status;
 
 pub use client::{Client, ClientError};

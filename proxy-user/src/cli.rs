@@ -12,6 +12,7 @@ mod rows;
 mod run;
 mod show;
 mod status;
+mod tunnel;
 
 use std::{io::Write, path::Path, process::ExitCode};
 
@@ -102,6 +103,7 @@ fn dispatch<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> anyhow::
         Command::Explain(packet) => show::explain(arguments, packet, output),
         Command::Drop(noun) => show::drops(arguments, noun, output),
         Command::Map(map) => show::maps(arguments, map, output),
+        Command::Tunnel(tunnel) => tunnel::tunnel(arguments, tunnel, output),
         Command::Check(check) => check::check(check, output),
         Command::Detach(detach) => run::detach(arguments, detach, output),
         Command::Completions { shell } => pages::completions(*shell, output),

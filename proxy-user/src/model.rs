@@ -7,6 +7,7 @@ mod unknown;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+pub use crate::tunnel::object::ReturnProxy;
 pub use endpoint::{Endpoint, usable};
 pub use notice::{Kind, Notice, ObjectRef, Origin, Severity};
 pub use service::{Algorithm, Frontend, InvalidName, Protocol, Reach, ServiceName, ServicePort};
@@ -17,6 +18,10 @@ pub use unknown::Unknown;
 pub struct Node {
     /// Internal addresses, then external ones, in the object's order.
     pub addresses: Vec<IpAddr>,
+    /// How many of them are internal.
+    pub internal: usize,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
     /// Ranges of its pods' addresses.
     pub pod_ranges: Vec<ipnet::IpNet>,
 }
@@ -30,4 +35,6 @@ pub struct State {
     pub nodes: BTreeMap<String, Node>,
     /// What may be desired besides and cannot be told.
     pub unknown: Vec<Unknown>,
+    /// Return proxies by name.
+    pub return_proxies: BTreeMap<String, Arc<ReturnProxy>>,
 }

@@ -11,16 +11,22 @@
 
 pub mod backoff;
 pub mod channel;
+pub mod choose;
 pub mod client;
+pub mod control;
 pub mod counters;
 pub mod endpoint;
 pub mod key;
 pub mod memory;
+pub mod metrics;
+pub mod object;
 pub mod queue;
 pub mod relay;
+pub mod service;
 pub mod socket;
 pub mod ssh;
 pub mod streams;
 pub mod supervise;
+pub mod template;
 pub mod trust;
 pub mod window;

@@ -3,7 +3,7 @@
 use std::{io, path::Path, time::Duration};
 
 use http_body_util::{BodyExt, Empty};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
+use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header::HOST};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio::{net::UnixStream, time::timeout};
@@ -60,19 +60,28 @@ impl<'p> Client<'p> {
 
     /// Asks for a path of the API.
     pub async fn get(&self, path: &str) -> Result<Value, ClientError> {
-        timeout(LIMIT, self.exchange(path))
+        timeout(LIMIT, self.exchange(Method::GET, path))
             .await
             .map_err(|_| ClientError::TimedOut)?
     }
 
-    async fn exchange(&self, path: &str) -> Result<Value, ClientError> {
+    /// Asks for something to be done.
+    pub async fn post(&self, path: &str) -> Result<Value, ClientError> {
+        timeout(LIMIT, self.exchange(Method::POST, path))
+            .await
+            .map_err(|_| ClientError::TimedOut)?
+    }
+
+    async fn exchange(&self, method: Method, path: &str) -> Result<Value, ClientError> {
         let no_daemon = |source| ClientError::NoDaemon {
             socket: self.socket.display().to_string(),
             source,
         };
         let stream = UnixStream::connect(self.socket).await.map_err(no_daemon)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let request = Request::get(path)
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
             .header(HOST, "causeway")
             .body(Empty::<Bytes>::new())?;
         let exchange = async {

@@ -23,14 +23,14 @@ const BACKLOG: i32 = 128;
 
 /// A socket that has a path and takes nobody yet.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     file: OwnedFd,
     place: Place,
 }
 
 /// A socket's path, and which file stood there when it was made.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(crate) struct Place {
     path: PathBuf,
     identity: Identity,
 }
@@ -40,7 +40,7 @@ type Identity = (u64, u64, i64, i64);
 
 impl Socket {
     /// Makes the socket in place of one that nobody answers at.
-    pub(super) fn bind(path: &Path) -> io::Result<Self> {
+    pub(crate) fn bind(path: &Path) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -67,7 +67,7 @@ impl Socket {
     }
 
     /// From here on it can be connected to.
-    pub(super) fn listen(self) -> io::Result<(UnixListener, Place)> {
+    pub(crate) fn listen(self) -> io::Result<(UnixListener, Place)> {
         listen(&self.file, Backlog::new(BACKLOG)?)?;
         let listener = UnixListener::from_std(StdListener::from(self.file))?;
         Ok((listener, self.place))
@@ -76,7 +76,7 @@ impl Socket {
 
 impl Place {
     /// Removes the file, unless it is another's by now.
-    pub(super) fn remove(&self) {
+    pub(crate) fn remove(&self) {
         if identity(&self.path).is_ok_and(|identity| identity == self.identity) {
             let _ = fs::remove_file(&self.path);
         }

@@ -82,6 +82,12 @@ pub(super) enum Command {
     /// Shows maps, record by record.
     #[command(subcommand)]
     Map(Map),
+    /// Runs the return proxy, or shows how it is.
+    ///
+    /// Without a further word: the server's end, in the foreground. It dials the node that the
+    /// manifests make the return proxy, by SSH, asks it to listen, and carries what comes to the
+    /// server. SIGTERM or SIGINT ends it.
+    Tunnel(super::tunnel::Tunnel),
     /// Checks manifests or a configuration, without a daemon or root.
     ///
     /// Prints each mistake as `file:line: severity: object: field: message`.

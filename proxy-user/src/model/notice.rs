@@ -17,6 +17,8 @@ pub enum Kind {
     EndpointSlice,
     /// `v1`.
     Pod,
+    /// `causeway.dev/v1alpha1`.
+    ReturnProxy,
 }
 
 impl fmt::Display for Kind {

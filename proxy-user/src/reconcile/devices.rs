@@ -190,6 +190,7 @@ mod tests {
         let node = Node {
             addresses: vec!["192.0.2.1".parse().unwrap()],
             pod_ranges: vec![],
+            ..Node::default()
         };
         let mut plan = Plan::default();
         add(&mut plan, &facts, Some(&node));

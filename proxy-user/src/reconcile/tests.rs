@@ -114,11 +114,13 @@ fn state(ports: impl IntoIterator<Item = ServicePort>) -> State {
     let node = Node {
         addresses: vec![ip("192.0.2.11")],
         pod_ranges: vec![],
+        ..Node::default()
     };
     State {
         unknown: Vec::new(),
         services,
         nodes: [("worker-1".to_owned(), node)].into(),
+        ..State::default()
     }
 }
 

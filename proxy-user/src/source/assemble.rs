@@ -51,6 +51,10 @@ pub fn assemble<'o>(
                         .push(slice);
                 }
             }
+            Object::ReturnProxy(proxy) => {
+                let proxy = Arc::clone(proxy);
+                state.return_proxies.insert(object.name.clone(), proxy);
+            }
             Object::Pod(pod) => add_pod(pod, policy, &mut state, &mut notices),
         }
     }

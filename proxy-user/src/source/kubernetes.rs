@@ -87,6 +87,8 @@ pub enum Object {
     Slice(SliceObject),
     /// A Pod.
     Pod(PodObject),
+    /// A return proxy.
+    ReturnProxy(std::sync::Arc<crate::tunnel::object::ReturnProxy>),
 }
 
 /// Kind, namespace and name of an object; `default` is the namespace of those that don't say.

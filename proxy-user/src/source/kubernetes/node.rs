@@ -32,6 +32,7 @@ impl NodeObject {
                 _ => {}
             }
         }
+        let count = internal.len();
         internal.append(&mut external);
         let spec = node.spec.as_ref();
         let ranges = spec
@@ -51,6 +52,8 @@ impl NodeObject {
             object,
             node: crate::model::Node {
                 addresses: internal,
+                internal: count,
+                labels: node.metadata.labels.clone().unwrap_or_default(),
                 pod_ranges,
             },
         })

@@ -16,6 +16,7 @@ use crate::{
         FieldError, NodeObject, Object, PodObject, Remark, SERVICE_LABEL, ServiceObject,
         SliceObject,
     },
+    tunnel::object::{ObjectError, ReturnProxy},
 };
 
 /// Something to tell, with its line in the document (from 0 on).
@@ -145,6 +146,7 @@ impl Document {
             ("v1", "Node") => Kind::Node,
             ("v1", "Service") => Kind::Service,
             ("v1", "Pod") => Kind::Pod,
+            ("causeway.dev/v1alpha1", "ReturnProxy") => Kind::ReturnProxy,
             ("discovery.k8s.io/v1", "EndpointSlice") => Kind::EndpointSlice,
             ("discovery.k8s.io/v1", "EndpointSliceList") => return self.list(value, text, path),
             _ => {
@@ -170,7 +172,7 @@ impl Document {
 
     fn object(&mut self, kind: Kind, meta: HeaderMeta, value: &Value, text: &str, path: &str) {
         let namespace = match kind {
-            Kind::Namespace | Kind::Node => String::new(),
+            Kind::Namespace | Kind::Node | Kind::ReturnProxy => String::new(),
             _ => meta.namespace.unwrap_or_else(|| "default".to_owned()),
         };
         let object = ObjectRef {
@@ -249,6 +251,15 @@ fn service(value: &Value) -> Option<String> {
     label.as_str().map(str::to_owned)
 }
 
+impl From<ObjectError> for Refusal {
+    fn from(error: ObjectError) -> Self {
+        Self::Field(FieldError {
+            field: error.field,
+            message: error.message,
+        })
+    }
+}
+
 enum Refusal {
     Field(FieldError),
     Shape { line: Option<u32>, message: String },
@@ -271,6 +282,10 @@ fn check(kind: Kind, value: &Value, text: Option<&str>) -> Result<(Object, Vec<R
             Object::Pod(PodObject::check(&typed::<Pod>(value, text)?)?),
             Vec::new(),
         ),
+        Kind::ReturnProxy => {
+            let proxy = ReturnProxy::check(typed(value, text)?)?;
+            (Object::ReturnProxy(Arc::new(proxy)), Vec::new())
+        }
         Kind::Service => {
             let mut service = ServiceObject::check(&typed::<Service>(value, text)?)?;
             let remarks = std::mem::take(&mut service.remarks);
