@@ -7,13 +7,22 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use russh::{Channel, ChannelId, ChannelMsg, ChannelReadHalf, ChannelWriteHalf};
+use russh::{Channel, ChannelId, ChannelMsg, ChannelWriteHalf};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::counters::Refusal;
+use super::memory::Budget;
+use super::queue::{self, Queue};
+use super::socket::Traffic;
 
 /// Bytes of a full packet: the largest that the library has.
 pub const PACKET: usize = 65_535;
 
-type Reading = Pin<Box<dyn Future<Output = (ChannelReadHalf, Option<ChannelMsg>)> + Send>>;
+/// More than this cannot wait for its reader, unless that is no more: flow control of the streams keeps
+/// it below.
+const LIMIT: usize = 1 << 30;
+
+type Reading = Pin<Box<dyn Future<Output = (Queue, Option<Result<Bytes, Refusal>>)> + Send>>;
 type Sending = Pin<Box<dyn Future<Output = Result<(), russh::Error>> + Send>>;
 
 /// Messages of a session.
@@ -26,29 +35,40 @@ pub struct ChannelIo<M: Message> {
     reading: Option<Reading>,
     received: Bytes,
     writer: Arc<ChannelWriteHalf<M>>,
+    traffic: Arc<Traffic>,
     buffer: BytesMut,
     sending: Option<Sending>,
 }
 
-fn read(mut half: ChannelReadHalf) -> Reading {
+fn read(mut queue: Queue) -> Reading {
     Box::pin(async move {
-        let message = half.wait().await;
-        (half, message)
+        let part = queue.next().await;
+        if let Some(Ok(bytes)) = &part {
+            queue.taken(bytes.len());
+        }
+        (queue, part)
     })
 }
 
 impl<M: Message> ChannelIo<M> {
-    /// All of a channel.
-    #[must_use]
-    pub fn new(channel: Channel<M>) -> Self {
+    /// All of a channel of a session with this traffic. The second part is to be run as a task: it
+    /// takes what comes off the session, also while nobody reads here, since the library would stop the
+    /// whole session otherwise.
+    pub fn new(
+        channel: Channel<M>,
+        traffic: Arc<Traffic>,
+    ) -> (Self, impl Future<Output = ()> + Send + use<M>) {
         let (reader, writer) = channel.split();
-        Self {
-            reading: Some(read(reader)),
+        let (queue, fill) = queue::of(reader, &Budget::new(LIMIT), LIMIT);
+        let io = Self {
+            reading: Some(read(queue)),
             received: Bytes::new(),
             writer: Arc::new(writer),
+            traffic,
             buffer: BytesMut::new(),
             sending: None,
-        }
+        };
+        (io, fill)
     }
 
     /// Hands everything that was written to the session.
@@ -63,8 +83,11 @@ impl<M: Message> ChannelIo<M> {
                 return Poll::Ready(Ok(()));
             }
             let bytes = self.buffer.split().freeze();
-            let writer = Arc::clone(&self.writer);
-            self.sending = Some(Box::pin(async move { writer.data_bytes(bytes).await }));
+            let (writer, traffic) = (Arc::clone(&self.writer), Arc::clone(&self.traffic));
+            self.sending = Some(Box::pin(async move {
+                traffic.room().await;
+                writer.data_bytes(bytes).await
+            }));
         }
     }
 }
@@ -80,14 +103,17 @@ impl<M: Message> AsyncRead for ChannelIo<M> {
             let Some(reading) = &mut self.reading else {
                 return Poll::Ready(Ok(()));
             };
-            let (half, message) = ready!(reading.as_mut().poll(cx));
-            self.reading = match message {
-                None | Some(ChannelMsg::Eof | ChannelMsg::Close) => None,
-                Some(ChannelMsg::Data { data }) => {
-                    self.received = data;
-                    Some(read(half))
+            let (queue, part) = ready!(reading.as_mut().poll(cx));
+            self.reading = match part {
+                None => None,
+                Some(Ok(bytes)) => {
+                    self.received = bytes;
+                    Some(read(queue))
                 }
-                Some(_) => Some(read(half)),
+                Some(Err(why)) => {
+                    self.reading = None;
+                    return Poll::Ready(Err(io::Error::other(why.word())));
+                }
             };
         }
         let bytes = self.received.len().min(buffer.remaining());

@@ -243,13 +243,14 @@ async fn session(
     peer: SocketAddr,
     stranger: tokio::sync::OwnedSemaphorePermit,
 ) {
-    let (stream, traffic, cutter) = match Metered::new(stream) {
+    let (stream, traffic, cutter, drain) = match Metered::new(stream) {
         Ok(parts) => parts,
         Err(error) => {
             tracing::debug!(%peer, %error, "a connection was gone before it began");
             return;
         }
     };
+    shared.run(drain).await;
     let number = shared.sessions.fetch_add(1, Ordering::Relaxed);
     let (known, mut is_known) = watch::channel(false);
     let (ended, mut has_ended) = watch::channel(());

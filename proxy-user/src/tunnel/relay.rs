@@ -3,6 +3,7 @@
 
 use std::future::poll_fn;
 use std::io::{self, ErrorKind};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -16,7 +17,7 @@ use tokio::time::timeout;
 use super::counters::{Count, Forward, Refusal};
 use super::memory::Account;
 use super::queue::Queue;
-use super::socket;
+use super::socket::{self, Traffic};
 
 /// Bytes that are read at once at first, from a connection that has brought more than it could be
 /// given so far, and from one that has brought much.
@@ -42,9 +43,9 @@ pub enum Outgoing {
     /// A stream that shares a channel with others.
     Stream(h2::SendStream<Bytes>),
     /// A channel of its own, of a session that we dialled.
-    Dialled(ChannelWriteHalf<russh::client::Msg>),
+    Dialled(ChannelWriteHalf<russh::client::Msg>, Arc<Traffic>),
     /// A channel of its own, of a session that we accepted.
-    Accepted(ChannelWriteHalf<russh::server::Msg>),
+    Accepted(ChannelWriteHalf<russh::server::Msg>, Arc<Traffic>),
 }
 
 /// Where bytes for the socket come from.
@@ -60,8 +61,12 @@ pub enum Incoming {
 impl Outgoing {
     /// Waits until something may be sent, and returns how much of `want`.
     async fn capacity(&mut self, want: usize) -> Result<usize, Refusal> {
-        let Self::Stream(stream) = self else {
-            return Ok(want);
+        let stream = match self {
+            Self::Stream(stream) => stream,
+            Self::Dialled(_, traffic) | Self::Accepted(_, traffic) => {
+                traffic.room().await;
+                return Ok(want);
+            }
         };
         stream.reserve_capacity(want);
         while stream.capacity() == 0 {
@@ -79,8 +84,8 @@ impl Outgoing {
             Self::Stream(stream) => stream
                 .send_data(bytes, false)
                 .map_err(|error| broken(&error)),
-            Self::Dialled(channel) => channel.data_bytes(bytes).await.map_err(lost),
-            Self::Accepted(channel) => channel.data_bytes(bytes).await.map_err(lost),
+            Self::Dialled(channel, _) => channel.data_bytes(bytes).await.map_err(lost),
+            Self::Accepted(channel, _) => channel.data_bytes(bytes).await.map_err(lost),
         }
     }
 
@@ -89,8 +94,8 @@ impl Outgoing {
             Self::Stream(stream) => stream
                 .send_data(Bytes::new(), true)
                 .map_err(|error| broken(&error)),
-            Self::Dialled(channel) => channel.eof().await.map_err(lost),
-            Self::Accepted(channel) => channel.eof().await.map_err(lost),
+            Self::Dialled(channel, _) => channel.eof().await.map_err(lost),
+            Self::Accepted(channel, _) => channel.eof().await.map_err(lost),
         }
     }
 
@@ -102,7 +107,7 @@ impl Outgoing {
                 Err(error) => broken(&error),
             },
             // A channel's end is seen by who reads from it.
-            Self::Dialled(_) | Self::Accepted(_) => std::future::pending().await,
+            Self::Dialled(..) | Self::Accepted(..) => std::future::pending().await,
         }
     }
 
@@ -115,8 +120,8 @@ impl Outgoing {
                 }
             }
             // Fails if the session has gone.
-            Self::Dialled(channel) => drop(channel.close().await),
-            Self::Accepted(channel) => drop(channel.close().await),
+            Self::Dialled(channel, _) => drop(channel.close().await),
+            Self::Accepted(channel, _) => drop(channel.close().await),
         }
     }
 }

@@ -33,6 +33,13 @@ const SEND_BUFFER: usize = 512 * 1024;
 /// Streams at once.
 const STREAMS: u32 = 65_536;
 
+/// Streams that have not answered for so long, while next to nothing went over the session, have
+/// stopped; the session may be alive all the same.
+const STOPPED: Duration = Duration::from_secs(5);
+
+/// Next to nothing, bytes.
+const NOTHING: u64 = 64 * 1024;
+
 /// So often the way is measured while something goes over it.
 const MEASURE: Duration = Duration::from_millis(50);
 
@@ -45,6 +52,9 @@ pub enum StreamError {
     /// The peer does not speak HTTP/2, or the channel broke.
     #[error("the streams of a session have ended: {0}")]
     Protocol(#[from] h2::Error),
+    /// The peer's streams do not answer any more.
+    #[error("the streams of a session have stopped")]
+    Stopped,
     /// A request that cannot be.
     #[error("a stream cannot be asked for: {0}")]
     Request(#[from] hyper::http::Error),
@@ -55,8 +65,10 @@ struct Tuner {
     ping: Option<PingPong>,
     traffic: Arc<Traffic>,
     window: Window,
-    asked: Option<Instant>,
+    /// When, and what had gone over the session then.
+    asked: Option<(Instant, u64)>,
     received: u64,
+    pause: Duration,
     timer: std::pin::Pin<Box<Sleep>>,
     round_trip_us: Arc<AtomicU32>,
 }
@@ -74,19 +86,21 @@ impl Tuner {
             window: Window::new(most, Instant::now()),
             asked: None,
             received: 0,
+            pause: MEASURE,
             timer: Box::pin(sleep(MEASURE)),
             round_trip_us: shown,
         }
     }
 
-    /// A new window, if it is time for one. Never ready otherwise.
-    fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<u32> {
+    /// A new window, if it is time for one, or that the peer's streams have stopped. Never ready
+    /// otherwise.
+    fn poll(&mut self, cx: &mut std::task::Context<'_>) -> Poll<Result<u32, StreamError>> {
         loop {
             let now = Instant::now();
             let Some(ping) = &mut self.ping else {
                 return Poll::Pending;
             };
-            if let Some(asked) = self.asked {
+            if let Some((asked, before)) = self.asked {
                 match ping.poll_pong(cx) {
                     Poll::Ready(Ok(_)) => {
                         self.asked = None;
@@ -94,13 +108,23 @@ impl Tuner {
                         let shown = u32::try_from(round_trip.as_micros()).unwrap_or(u32::MAX);
                         self.round_trip_us.store(shown, Ordering::Relaxed);
                         let received = self.traffic.received();
-                        self.timer.as_mut().reset((now + MEASURE).into());
+                        self.timer.as_mut().reset((now + self.pause).into());
                         if let Some(size) = self.window.learn(round_trip, received, now) {
-                            return Poll::Ready(size);
+                            return Poll::Ready(Ok(size));
                         }
                     }
                     Poll::Ready(Err(_)) => self.ping = None,
-                    Poll::Pending => return Poll::Pending,
+                    Poll::Pending => {
+                        if self.timer.as_mut().poll(cx).is_pending() {
+                            return Poll::Pending;
+                        }
+                        let gone = self.traffic.received() + self.traffic.sent();
+                        if gone.saturating_sub(before) < NOTHING {
+                            return Poll::Ready(Err(StreamError::Stopped));
+                        }
+                        self.asked = Some((asked, gone));
+                        self.timer.as_mut().reset((now + STOPPED).into());
+                    }
                 }
                 continue;
             }
@@ -115,9 +139,12 @@ impl Tuner {
                 MEASURE * 20
             };
             self.received = received;
-            self.timer.as_mut().reset((now + pause).into());
             if ping.send_ping(Ping::opaque()).is_ok() {
-                self.asked = Some(now);
+                self.asked = Some((now, received + self.traffic.sent()));
+                self.timer.as_mut().reset((now + STOPPED).into());
+                self.pause = pause;
+            } else {
+                self.timer.as_mut().reset((now + pause).into());
             }
         }
     }
@@ -194,7 +221,7 @@ where
     let drive = poll_fn(move |cx| {
         while let Poll::Ready(size) = tuner.poll(cx) {
             // Fails while the last change is under way: then the next one comes.
-            let _ = connection.set_initial_window_size(size);
+            let _ = connection.set_initial_window_size(size?);
         }
         std::pin::Pin::new(&mut connection)
             .poll(cx)
@@ -267,14 +294,18 @@ impl<I: AsyncRead + AsyncWrite + Send + Unpin> Acceptor<I> {
         } = self;
         let next = poll_fn(|cx| {
             while let Poll::Ready(size) = tuner.poll(cx) {
-                // Fails while the last change is under way: then the next one comes.
-                let _ = connection.set_initial_window_size(size);
+                match size {
+                    // Fails while the last change is under way: then the next one comes.
+                    Ok(size) => drop(connection.set_initial_window_size(size)),
+                    Err(error) => return Poll::Ready(Some(Err(error))),
+                }
             }
-            connection.poll_accept(cx)
+            let accepted = connection.poll_accept(cx);
+            accepted.map(|next| next.map(|stream| stream.map_err(StreamError::from)))
         });
         let (request, answer) = match next.await? {
             Ok(stream) => stream,
-            Err(error) => return Some(Err(error.into())),
+            Err(error) => return Some(Err(error)),
         };
         self.accepted = self.accepted.saturating_add(1);
         let port = request.uri().port_u16().unwrap_or_default();

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use super::super::channel::ChannelIo;
 use super::super::counters::Refusal;
 use super::super::relay::{Incoming, Outgoing, Relay, Side};
+use super::super::socket::Traffic;
 use super::super::streams::{Acceptor, Asked, LAST_STREAM};
 use super::super::{counters, queue, socket};
 use super::{Forward, Shared};
@@ -176,7 +177,7 @@ pub(super) struct Offered {
 }
 
 /// Serves one channel.
-pub(super) async fn channel(shared: Arc<Shared>, offered: Offered) {
+pub(super) async fn channel(shared: Arc<Shared>, offered: Offered, traffic: Arc<Traffic>) {
     let Offered {
         channel,
         reply,
@@ -210,7 +211,11 @@ pub(super) async fn channel(shared: Arc<Shared>, offered: Offered) {
         account: shared.budget.account(),
         preface: preface(forward, client, &target),
     };
-    let carried = relay.run(target, Outgoing::Dialled(writer), Incoming::Channel(queue));
+    let carried = relay.run(
+        target,
+        Outgoing::Dialled(writer, traffic),
+        Incoming::Channel(queue),
+    );
     // The queue is filled until the channel's end, also while its consumer does nothing.
     // Counted by reason.
     let (_, ()) = tokio::join!(carried, fill);

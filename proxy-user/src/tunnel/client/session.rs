@@ -223,6 +223,7 @@ pub(super) async fn run(
 
 /// A session that is authenticated.
 struct Begun {
+    tasks: JoinSet<()>,
     handle: Handle<Handler>,
     traffic: Arc<Traffic>,
     /// Ends the connection when this is dropped, whatever the library waits for.
@@ -246,8 +247,10 @@ async fn begin(shared: &Arc<Shared>, found: &Arc<Found>) -> Result<Begun, (Cause
             format!("cannot connect to {node}: {error}"),
         )
     };
-    let (stream, traffic, cutter) =
+    let (stream, traffic, cutter, drain) =
         Metered::new(stream.map_err(unreachable)?).map_err(unreachable)?;
+    let mut tasks = JoinSet::new();
+    tasks.spawn(drain);
     let certificates = trust::wants_certificate(&spec.trust, &spec.host);
     let config = Arc::new(ssh::client(certificates, false, spec.rekey));
     let (offer, offered) = mpsc::channel(1_024);
@@ -287,6 +290,7 @@ async fn begin(shared: &Arc<Shared>, found: &Arc<Found>) -> Result<Begun, (Cause
         return Err((Cause::Authentication, message));
     }
     Ok(Begun {
+        tasks,
         handle,
         traffic,
         _cutter: cutter,
@@ -303,7 +307,7 @@ impl Begun {
         found: Arc<Found>,
         mut commands: mpsc::Receiver<Command>,
     ) -> Cause {
-        let mut tasks = JoinSet::new();
+        let mut tasks = std::mem::take(&mut self.tasks);
         let active = Arc::new(Active::default());
         let round_trip = Arc::new(AtomicU32::new(0));
         let ours = found.change(|found| {
@@ -315,13 +319,15 @@ impl Begun {
         } else {
             Means::Channels
         };
+        let mut carrying = None;
         if ours {
             let settings = streams::Settings {
                 traffic: Arc::clone(&self.traffic),
                 window: shared.spec.window,
                 round_trip_us: Arc::clone(&round_trip),
             };
-            let opened = timeout(STREAMS_WITHIN, self.streams(&shared, settings)).await;
+            let opened = self.streams(&shared, settings, &mut tasks);
+            let opened = timeout(STREAMS_WITHIN, opened).await;
             let Ok(Some(acceptor)) = opened else {
                 return Cause::Protocol;
             };
@@ -330,16 +336,25 @@ impl Begun {
                 let report = Report::Event(Event::Reconnect);
                 let _ = worn.to.try_send((worn.leg, worn.id, report));
             };
-            tasks.spawn(serve::streams(
-                Arc::clone(&shared),
-                Arc::clone(&active),
-                acceptor,
-                worn,
-            ));
+            let streams = serve::streams(Arc::clone(&shared), Arc::clone(&active), acceptor, worn);
+            let (over, is_over) = watch::channel(());
+            carrying = Some(is_over);
+            tasks.spawn(async move {
+                streams.await;
+                drop(over);
+            });
         }
         reports.send(Report::Means(means)).await;
         reports.event(Event::Authenticated(reports.id)).await;
         let handle = Arc::new(self.handle);
+        let stopped = async move {
+            match &mut carrying {
+                // An error: its sender is gone, and with it the streams.
+                Some(carrying) => drop(carrying.changed().await),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(stopped);
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seen = (0, 0);
@@ -347,6 +362,7 @@ impl Begun {
         loop {
             tokio::select! {
                 _ = self.ended.changed() => return Cause::Closed,
+                () = &mut stopped => return Cause::Silent,
                 command = commands.recv() => {
                     let Some(command) = command else { return Cause::Stopped };
                     if command == Command::Release {
@@ -360,9 +376,9 @@ impl Begun {
                 }
                 Some(offered) = self.offered.recv() => {
                     let one = active.begin();
-                    let shared = Arc::clone(&shared);
+                    let (shared, traffic) = (Arc::clone(&shared), Arc::clone(&self.traffic));
                     tasks.spawn(async move {
-                        serve::channel(shared, offered).await;
+                        serve::channel(shared, offered, traffic).await;
                         drop(one);
                     });
                 }
@@ -394,6 +410,7 @@ impl Begun {
         &self,
         shared: &Shared,
         settings: streams::Settings,
+        tasks: &mut JoinSet<()>,
     ) -> Option<Acceptor<ChannelIo<Msg>>> {
         let failed = |error: &dyn std::error::Error| {
             tracing::warn!(tunnel = shared.spec.name, %error, "the node does not begin streams");
@@ -417,7 +434,9 @@ impl Begun {
                 _ => return None,
             }
         }
-        match Acceptor::begin(ChannelIo::new(channel), settings).await {
+        let (io, fill) = ChannelIo::new(channel, Arc::clone(&self.traffic));
+        tasks.spawn(fill);
+        match Acceptor::begin(io, settings).await {
             Ok(acceptor) => Some(acceptor),
             Err(error) => {
                 failed(&error);

@@ -105,9 +105,11 @@ impl Handler {
         };
         let opener = self.opener.clone();
         let peer = self.peer;
+        let (io, fill) = ChannelIo::new(channel, Arc::clone(&self.traffic));
+        self.shared.run(fill).await;
         // Ends with the session, which ends the channel.
         let job = async move {
-            let (first, drive) = match streams::begin(ChannelIo::new(channel), settings).await {
+            let (first, drive) = match streams::begin(io, settings).await {
                 Ok(begun) => begun,
                 Err(error) => {
                     tracing::warn!(%peer, %error, "no streams");
@@ -212,7 +214,7 @@ impl russh::server::Handler for Handler {
             Some(group) => (Arc::clone(group), Carrier::Streams(self.opener.subscribe())),
             None => (
                 format!("session {}", self.number).into(),
-                Carrier::Channels(session.handle()),
+                Carrier::Channels(session.handle(), Arc::clone(&self.traffic)),
             ),
         };
         let joined = Listeners::join(&self.shared, wanted, self.number, group, carrier, address);

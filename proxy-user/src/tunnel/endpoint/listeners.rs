@@ -31,7 +31,7 @@ pub(super) enum Carrier {
     /// As streams of one channel; none yet: it is being opened.
     Streams(watch::Receiver<Option<Opener>>),
     /// As a channel each.
-    Channels(russh::server::Handle),
+    Channels(russh::server::Handle, Arc<socket::Traffic>),
 }
 
 /// A session at a port.
@@ -248,7 +248,7 @@ async fn take(
             let stream = opener.open(port, client).await.ok()?;
             Some((Outgoing::Stream(stream.to), Incoming::Asked(stream.answer)))
         }
-        Carrier::Channels(handle) => {
+        Carrier::Channels(handle, traffic) => {
             let channel = handle
                 .channel_open_forwarded_tcpip(
                     member.address.clone(),
@@ -261,7 +261,10 @@ async fn take(
             let (reader, writer) = channel.split();
             let (queue, fill) = queue::of(reader, &shared.budget, shared.settings.queue);
             shared.run(fill).await;
-            Some((Outgoing::Accepted(writer), Incoming::Channel(queue)))
+            Some((
+                Outgoing::Accepted(writer, Arc::clone(traffic)),
+                Incoming::Channel(queue),
+            ))
         }
     }
 }
