@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -195,6 +196,13 @@ where
     F: FnOnce(Arc<Board>, watch::Receiver<bool>) -> R,
     R: Future<Output = anyhow::Result<()>>,
 {
+    // Each connection takes one, and there may be thousands.
+    let limit = Resource::RLIMIT_NOFILE;
+    if let Ok((_, most)) = getrlimit(limit)
+        && let Err(error) = setrlimit(limit, most, most)
+    {
+        tracing::warn!(%error, "the number of connections is limited (RLIMIT_NOFILE)");
+    }
     runtime(workers())?.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).context("signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("signals")?;

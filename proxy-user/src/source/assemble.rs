@@ -10,8 +10,9 @@ use super::kubernetes::{
     HostPort, Object, PodObject, ServiceObject, ServicePortObject, SliceObject,
 };
 use crate::model::{
-    Endpoint, Frontend, Notice, ObjectRef, Reach, ServiceName, ServicePort, Severity, State,
+    Endpoint, Frontend, Kind, Notice, ObjectRef, Reach, ServiceName, ServicePort, Severity, State,
 };
+use crate::tunnel::choose;
 
 /// What the configuration says about objects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -82,7 +83,32 @@ pub fn assemble<'o>(
         }
     }
     without_service(&services, &slices, &mut notices);
+    return_proxies(&mut state, &mut notices);
     (state, notices)
+}
+
+/// The way to the server behind each return proxy, or why there is none.
+fn return_proxies(state: &mut State, notices: &mut Vec<Notice>) {
+    let mut found = Vec::new();
+    for proxy in state.return_proxies.values() {
+        match choose::services(proxy, state) {
+            Ok(services) => found.extend(services),
+            Err(error) => {
+                let object = ObjectRef {
+                    kind: Kind::ReturnProxy,
+                    namespace: String::new(),
+                    name: proxy.name.clone(),
+                };
+                let message = error.to_string();
+                notices.push(Notice::new(Severity::Error, &object, "spec.node", message));
+            }
+        }
+    }
+    for service in found {
+        state
+            .services
+            .insert(service.name.clone(), Arc::new(service));
+    }
 }
 
 fn add_port(

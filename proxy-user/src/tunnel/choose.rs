@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::client::Spec;
+use super::client::{Forward, Spec};
 use super::object::{Address, ReturnProxy, Selection};
 use super::supervise::Policy;
 use super::trust::Host;
-use crate::model::{Node, State};
+use crate::model::{
+    Endpoint, Frontend, Kind, Node, ObjectRef, Protocol, Reach, ServiceName, ServicePort, State,
+};
 
 /// Why there is no tunnel.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -170,6 +172,49 @@ pub fn spec(proxy: &ReturnProxy, state: &State) -> Result<Spec, ChooseError> {
     })
 }
 
+/// What the kernel of every node serves: the server's own ports at the service address, by way of the
+/// return proxy.
+pub fn services(proxy: &ReturnProxy, state: &State) -> Result<Vec<ServicePort>, ChooseError> {
+    let (name, node) = node(proxy, state)?;
+    let backend = address(proxy, name, node)?;
+    let Some(address) = proxy.service_address else {
+        return Ok(Vec::new());
+    };
+    let object = ObjectRef {
+        kind: Kind::ReturnProxy,
+        namespace: String::new(),
+        name: proxy.name.clone(),
+    };
+    let one = |forward: &Forward| {
+        let port = forward.target.rsplit_once(':')?.1.parse().ok()?;
+        let full = format!("return-proxy/{}:{}/TCP", proxy.name, forward.name);
+        Some(ServicePort {
+            // Too long a name is one that no map can hold.
+            name: ServiceName::new(full).ok()?,
+            object: object.clone(),
+            field: "spec.serviceAddress".to_owned(),
+            created: None,
+            protocol: Protocol::Tcp,
+            algorithm: None,
+            frontends: vec![Frontend::Address {
+                address,
+                port,
+                reach: Reach::Cluster,
+            }],
+            endpoints: vec![Endpoint {
+                address: backend,
+                port: forward.listen,
+                weight: 1,
+                ready: true,
+                serving: true,
+                terminating: false,
+                node: Some(name.into()),
+            }],
+        })
+    };
+    Ok(proxy.forwards.iter().filter_map(one).collect())
+}
+
 /// What is to run at the server for all return proxies, and why others cannot.
 #[must_use]
 pub fn all(state: &State) -> (Vec<Spec>, Vec<ChooseError>) {
@@ -183,9 +228,7 @@ pub fn all(state: &State) -> (Vec<Spec>, Vec<ChooseError>) {
             }
         };
         let clash = specs.iter().find_map(|other| {
-            let same = |one: &&super::client::Forward| {
-                spec.forwards.iter().any(|two| two.listen == one.listen)
-            };
+            let same = |one: &&Forward| spec.forwards.iter().any(|two| two.listen == one.listen);
             let port = other.forwards.iter().find(same)?.listen;
             (other.advertised == spec.advertised).then(|| ChooseError::Port {
                 first: other.name.clone(),
@@ -285,6 +328,29 @@ mod tests {
         for address in ["192.0.2.14", "198.51.100.1", "10.245.0.1", "fd00::1"] {
             assert!(!may(address), "{address}");
         }
+    }
+
+    #[test]
+    fn the_kernel_serves_the_servers_ports_by_way_of_the_node() {
+        let mut proxy = proxy("p");
+        let state = state(&["node2"]);
+        assert_eq!(services(&proxy, &state), Ok(Vec::new()));
+        proxy.service_address = Some(IpAddr::from([10, 96, 0, 99]));
+        let services = services(&proxy, &state).unwrap();
+        let text: Vec<String> = services
+            .iter()
+            .map(|one| {
+                let backend = &one.endpoints[0];
+                format!(
+                    "{} {:?} {}:{}",
+                    one.name, one.frontends, backend.address, backend.port
+                )
+            })
+            .collect();
+        assert!(text[0].starts_with("return-proxy/p:https/TCP"), "{text:?}");
+        assert!(text[0].contains("10.96.0.99, port: 9443"), "{text:?}");
+        assert!(text[0].ends_with("192.0.2.12:37140"), "{text:?}");
+        assert!(text[1].contains("port: 5672") && text[1].ends_with("192.0.2.12:37141"));
     }
 
     #[test]

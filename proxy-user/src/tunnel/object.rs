@@ -1,6 +1,7 @@
 //! `ReturnProxy` (`causeway.dev/v1alpha1`), as it is written and as it is meant.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -59,6 +60,8 @@ pub struct ReturnProxy {
     pub selection: Selection,
     /// Which address of it.
     pub address: Address,
+    /// Where every node's kernel serves the server's own ports; none: nowhere but at the node.
+    pub service_address: Option<IpAddr>,
     /// Its port of SSH.
     pub port: u16,
     /// The user there.
@@ -123,6 +126,7 @@ struct Spec {
     node: Node,
     #[serde(default)]
     address: Address,
+    service_address: Option<IpAddr>,
     #[serde(default)]
     ssh: Ssh,
     key_file: PathBuf,
@@ -205,6 +209,7 @@ impl ReturnProxy {
             name: name.to_owned(),
             selection,
             address: Address::default(),
+            service_address: None,
             port: 22,
             user: USER.to_owned(),
             key,
@@ -239,6 +244,7 @@ impl ReturnProxy {
         let trust = trust(spec.host_key)?;
         let mut proxy = Self::new(&written.metadata.name, selection, spec.key_file, trust);
         proxy.address = spec.address;
+        proxy.service_address = spec.service_address;
         if let Some(port) = spec.ssh.port {
             if port == 0 {
                 return wrong("spec.ssh.port", "0 is not a port: write 1 to 65535");

@@ -243,6 +243,8 @@ async fn follow(source: Source, sender: watch::Sender<Desired>, mut stop: watch:
                     crate::model::Kind::ReturnProxy | crate::model::Kind::Node
                 )
             });
+            // What concerns the choice of the node is found again, and told, by whoever chooses.
+            let ours = ours && notice.field != "spec.node";
             if ours && notice.severity == crate::model::Severity::Error {
                 desired.problems.push(notice.to_string());
             }
@@ -296,6 +298,42 @@ struct Serving {
     task: JoinHandle<()>,
 }
 
+impl Serving {
+    async fn end(mut self) {
+        self.stop.send_replace(true);
+        let _ = timeout(Duration::from_secs(2), &mut self.task).await;
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Ends an endpoint once it has nothing left to carry.
+async fn leave(serving: Serving, board: Arc<Board>) {
+    let carries = || {
+        let report = board.report();
+        report.endpoint.is_some_and(|end| {
+            let active: u64 = end.forwards.values().map(|one| one.active).sum();
+            active > 0 || !end.carriers.is_empty()
+        })
+    };
+    let limit = super::supervise::Policy::default().drain_within;
+    let finish = async {
+        while carries() {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let _ = timeout(limit, finish).await;
+    serving.end().await;
+    *board
+        .endpoint
+        .write()
+        .unwrap_or_else(PoisonError::into_inner) = None;
+}
+
 /// Runs the node's end, if the manifests make this node the return proxy and say with which keys,
 /// until `stop` turns true. Follows changes.
 pub async fn node(
@@ -307,6 +345,7 @@ pub async fn node(
     let (sender, mut desired) = watch::channel(Desired::default());
     let follow: JoinHandle<()> = tokio::spawn(follow(source, sender, stop.clone()));
     let mut running: Option<Serving> = None;
+    let mut leaving: Option<JoinHandle<()>> = None;
     let mut stopped = stop;
     loop {
         tokio::select! {
@@ -340,12 +379,16 @@ pub async fn node(
             continue;
         }
         if let Some(serving) = running.take() {
-            serving.stop.send_replace(true);
-            let _ = serving.task.await;
-            *board
-                .endpoint
-                .write()
-                .unwrap_or_else(PoisonError::into_inner) = None;
+            if wanted.is_none() {
+                // Another node's turn: what is carried here may finish.
+                leaving = Some(tokio::spawn(leave(serving, Arc::clone(&board))));
+                continue;
+            }
+            serving.end().await;
+        }
+        if let Some(before) = leaving.take() {
+            before.abort();
+            let _ = before.await;
         }
         let (Some(proxy), Some(sources)) = (wanted, sources) else {
             continue;
@@ -372,9 +415,11 @@ pub async fn node(
             task,
         });
     }
+    if let Some(before) = leaving.take() {
+        before.abort();
+    }
     if let Some(serving) = running.take() {
-        serving.stop.send_replace(true);
-        let _ = timeout(Duration::from_secs(2), serving.task).await;
+        serving.end().await;
     }
     follow.abort();
     Ok(())
