@@ -17,6 +17,7 @@ pub mod namespace;
 pub mod programs;
 pub mod report;
 pub mod sync;
+pub mod tunnel;
 pub mod wire;
 
 #[path = "../bench-ebpf/src/feed.rs"]

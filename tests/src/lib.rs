@@ -9,3 +9,4 @@ pub mod differential;
 pub mod exec;
 pub mod lab;
 pub mod packet;
+pub mod tunnel;

@@ -78,7 +78,7 @@ enum Verb {
         #[arg(long)]
         update: bool,
     },
-    /// Show Causeway at work in a small world of network namespaces
+    /// Show Causeway at work in a small world of network namespaces (`demo return-proxy`: the tunnel)
     Demo {
         /// Arguments for the demo (see `cargo xtask demo -- --help`)
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -10,7 +10,7 @@ use super::measure::Spread;
 /// One measurement.
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
-    /// `kernel`, `wire` or `sync`.
+    /// `kernel`, `wire`, `sync` or `tunnel`.
     pub suite: &'static str,
     /// What was done.
     pub case: String,

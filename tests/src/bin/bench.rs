@@ -1,4 +1,4 @@
-//! Measures Causeway: `cargo xtask bench kernel|wire|sync` runs this program.
+//! Measures Causeway: `cargo xtask bench kernel|wire|sync|tunnel` runs this program.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -7,7 +7,7 @@ use clap::{Parser, ValueEnum};
 use proxy_tests::bench::{
     Options, kernel, namespace,
     report::{Machine, Report},
-    sync, wire,
+    sync, tunnel, wire,
 };
 
 /// Measures what a packet, a connection and a change of configuration cost.
@@ -49,6 +49,8 @@ enum Suite {
     Wire,
     /// From manifests to the kernel's maps, against `nft`.
     Sync,
+    /// The return proxy, against `ssh -R`.
+    Tunnel,
 }
 
 fn main() -> ExitCode {
@@ -99,6 +101,7 @@ fn run(arguments: Arguments) -> Result<()> {
             Suite::Kernel => kernel::run(&options).context("suite kernel")?,
             Suite::Wire => wire::run(&options).context("suite wire")?,
             Suite::Sync => sync::run(&options).context("suite sync")?,
+            Suite::Tunnel => tunnel::run(&options).context("suite tunnel")?,
         };
         report.rows.extend(rows);
         report.checks.extend(checks);

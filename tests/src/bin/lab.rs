@@ -37,6 +37,9 @@ struct Arguments {
 enum Verb {
     /// Make a world, run Causeway on its nodes, send traffic, and show what went where
     Demo {
+        /// What to show
+        #[arg(value_enum, default_value_t)]
+        what: What,
         /// Leave it running, and print what can be tried
         #[arg(long)]
         keep: bool,
@@ -72,6 +75,16 @@ enum Verb {
     },
 }
 
+/// What the demo shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+enum What {
+    /// Every kind of service
+    #[default]
+    Services,
+    /// A server behind a firewall, reached through the return proxy
+    ReturnProxy,
+}
+
 fn default_manifests() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/demo")
 }
@@ -80,6 +93,15 @@ fn main() -> Result<ExitCode> {
     let Arguments { world, command } = Arguments::parse();
     match command {
         Verb::Demo { watched: false, .. } => watch(&world),
+        Verb::Demo {
+            what: What::ReturnProxy,
+            ..
+        } => {
+            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            remains::sweep()?;
+            let good = proxy_tests::tunnel::demo::run(&mut io::stdout().lock(), &world)?;
+            Ok(ExitCode::from(u8::from(!good)))
+        }
         Verb::Demo {
             keep,
             manifests,

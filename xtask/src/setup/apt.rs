@@ -35,6 +35,46 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
     (Purpose::World, "bpftool", "shows what is in the kernel"),
     (Purpose::World, "procps", "sysctl settings of namespaces"),
     (
+        Purpose::World,
+        "openssh-server",
+        "sshd at the return proxy's node: the peer of the tunnel's server end",
+    ),
+    (
+        Purpose::World,
+        "openssh-client",
+        "ssh -R at the server: the peer of the tunnel's node end, and ssh-keygen",
+    ),
+    (
+        Purpose::World,
+        "dropbear-bin",
+        "another SSH server that the tunnel dials",
+    ),
+    (
+        Purpose::World,
+        "python3-paramiko",
+        "another SSH client that dials the tunnel's node end",
+    ),
+    (
+        Purpose::World,
+        "rabbitmq-server",
+        "the broker behind the tunnel",
+    ),
+    (
+        Purpose::World,
+        "amqp-tools",
+        "publishes to and reads from the broker",
+    ),
+    (
+        Purpose::World,
+        "python3-pika",
+        "a client that idles at the broker over heartbeats",
+    ),
+    (
+        Purpose::World,
+        "openssl",
+        "certificates, and which one a server shows",
+    ),
+    (
         Purpose::All,
         "git",
         "lists the files that the gates look at",
