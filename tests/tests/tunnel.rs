@@ -1,4 +1,4 @@
-//! The return proxy with real peers: OpenSSH, dropbear and paramiko, nginx, curl and RabbitMQ, in
+//! The return proxy with real peers: OpenSSH, dropbear and paramiko, nginx, curl and `RabbitMQ`, in
 //! network namespaces. Each case has a world to itself.
 
 #[path = "tunnel/amqp.rs"]

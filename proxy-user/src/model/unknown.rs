@@ -32,6 +32,8 @@ impl Unknown {
         } = object;
         let Some(rest) = (match kind {
             Kind::Pod => name.strip_prefix("pod/"),
+            // It has no namespace: what is left begins with the slash that ends one.
+            Kind::ReturnProxy => name.strip_prefix("return-proxy"),
             Kind::Service | Kind::EndpointSlice => Some(name),
             Kind::Namespace | Kind::Node => None,
         }) else {

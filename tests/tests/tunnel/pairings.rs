@@ -79,7 +79,7 @@ fn both_ends_are_openssh() -> Result<()> {
     https(&bed)
 }
 
-/// The key pair that CycleCloud makes, and an `authorized_keys` line that allows two ports and nothing
+/// The key pair that `CycleCloud` makes, and an `authorized_keys` line that allows two ports and nothing
 /// else.
 #[test]
 fn a_pem_key_and_a_restricted_account() -> Result<()> {

@@ -100,7 +100,7 @@ fn a_revoked_host_key() -> Result<()> {
     stays_down(&bed, "host-key", "is revoked")
 }
 
-/// A host certificate of OpenSSH's, and an authority in known_hosts.
+/// A host certificate of OpenSSH's, and an authority in `known_hosts`.
 #[test]
 fn a_host_certificate_is_enough_if_its_authority_is_trusted() -> Result<()> {
     let bed = Bed::new()?;
