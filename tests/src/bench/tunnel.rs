@@ -79,9 +79,12 @@ impl Subject {
         let bed = &self.bed;
         if self.is_peer() {
             bed.manifests(&Object::openssh())?;
-            let sshd = bed.start_sshd("Ciphers aes128-gcm@openssh.com")?;
+            let sshd = bed.start_sshd(
+                "Ciphers aes128-gcm@openssh.com\nClientAliveInterval 1\nClientAliveCountMax 3",
+            )?;
             self.ends.push(sshd);
-            // As people have it: again and again.
+            // As people have it: again and again. Without `ClientAliveInterval` a dead session keeps its
+            // port for good.
             let ssh = bed.ssh("root", &["-o", "ServerAliveCountMax=3"]);
             let mut line = String::from("while :; do ssh");
             for argument in ssh.get_args() {

@@ -134,9 +134,10 @@ fn flows<W: Write>(shows: &mut Shows<'_, W>, bed: &Bed) -> Result<()> {
 /// Rules at the router, which is all that there is between the server and the cluster.
 fn firewall(bed: &Bed) -> Result<()> {
     let rules = format!(
-        "table inet firewall {{ chain forward {{ type filter hook forward priority 0; policy drop;\n\
-         ct state established,related accept;\n\
-         ip saddr {} ip daddr {} tcp dport {SSH} accept; }} }}\n",
+        "table inet firewall {{\n  chain forward {{\n\
+         type filter hook forward priority 0; policy drop;\n\
+         ct state established,related accept\n\
+         ip saddr {} ip daddr {} tcp dport {SSH} accept\n  }}\n}}\n",
         layout::client(Family::V4),
         bed.node_address()
     );
