@@ -312,8 +312,13 @@ fn stuck_consumers_delay_nobody() -> Result<()> {
             .get(times.len() * 95 / 100)
             .copied()
             .unwrap_or_default();
-        // The bound is for a machine that has other work to do; what is stuck would stop all for ever.
-        ensure!(slow < Duration::from_millis(200), "{ends:?}: {slow:?}");
+        // The bounds are for a machine that has other work to do; what is stuck would stop all for
+        // ever. OpenSSH's own end has five floods to carry meanwhile.
+        let bound = match ends {
+            Ends::Ours => Duration::from_millis(200),
+            Ends::ToSshd | Ends::FromSsh => Duration::from_secs(2),
+        };
+        ensure!(slow < bound, "{ends:?}: {slow:?}");
         drop(stuck);
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Every transition, by table; then random walks against what must always hold.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
