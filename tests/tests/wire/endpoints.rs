@@ -35,6 +35,10 @@ const CASES: [Case; 8] = [
     ),
 ];
 
+/// The most questions that a pod may have waiting on a busy machine: 50 ms of [`removed_udp`]'s, whose
+/// client does not wait for answers.
+const OWED: u64 = 25;
+
 pub(crate) fn trials(worlds: &Arc<Worlds>) -> Vec<Trial> {
     let mut trials = Vec::new();
     // Each has a service of its own.
@@ -185,16 +189,14 @@ fn removed_udp(cluster: &Cluster, family: Family, mut service: Service) -> Resul
         "answers came from {runs:?}"
     );
     ensure!(report.errors == 0, "{} were refused", report.errors);
-    // An answer that the pod had already sent when it was removed is no longer let through; nothing
-    // else may be lost.
+    // An answer that the pod still owed when it was removed is no longer let through; nothing else
+    // may be lost. How many it owes depends on when its process last ran (see `OWED`).
     let moved = report.answers.iter().find(|(_, pod)| **pod != first);
     let (moved, _) = moved.context("the flow did not move")?;
     let lost = report.lost();
-    let in_flight = |number: &u64| number + 1 == *moved;
-    ensure!(
-        lost.iter().all(in_flight),
-        "lost {lost:?}; moved at {moved}"
-    );
+    let count = u64::try_from(lost.len())?;
+    let are_last = lost.iter().copied().eq(moved.saturating_sub(count)..*moved);
+    ensure!(count <= OWED && are_last, "lost {lost:?}; moved at {moved}");
     Ok(())
 }
 
