@@ -13,8 +13,10 @@ mod toolchain;
 
 mod binaries;
 mod ci;
+mod cluster;
 mod doctor;
 mod gates;
+mod image;
 mod lint;
 mod process;
 mod setup;
@@ -90,6 +92,11 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// A real Kubernetes cluster on this machine, in namespaces
+    Cluster {
+        #[command(subcommand)]
+        verb: cluster::Verb,
+    },
     /// What CI runs: set-up, lint, all tests, verifier budget, kernels in virtual machines
     Ci,
 }
@@ -127,6 +134,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             setup::run(Purpose::World)?;
             binaries::run("bench", None, &arguments)?;
         }
+        Verb::Cluster { verb } => return cluster::run(verb),
         Verb::Ci => return Ok(ci::run()),
     }
     Ok(ExitCode::SUCCESS)

@@ -21,8 +21,18 @@ pub(crate) enum Purpose {
     Build,
     /// and run worlds of network namespaces (demo, bench, wire tests)
     World,
-    /// and lint, and boot other kernels in virtual machines
+    /// and run a Kubernetes cluster
+    Cluster,
+    /// and lint, and boot other kernels in virtual machines (but no cluster)
     All,
+}
+
+impl Purpose {
+    /// True if this needs what `need` needs.
+    fn covers(self, need: Self) -> bool {
+        // A cluster's containerd is in the way of those who have Docker's.
+        need <= self && (self, need) != (Self::All, Self::Cluster)
+    }
 }
 
 /// One thing that may be missing.

