@@ -20,6 +20,7 @@ use crate::{
     kernel::sysctl::Sysctl,
     model::Algorithm,
     reconcile::{Capacity, Held, Options},
+    source::apiserver::Access,
 };
 
 /// The version of the file's format that this build reads.
@@ -147,6 +148,21 @@ impl MapSizes {
     }
 }
 
+/// Where Kubernetes objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// The API server of a cluster.
+    Kubernetes(Access),
+}
+
+impl Default for Source {
+    fn default() -> Self {
+        Self::Manifests(PathBuf::new())
+    }
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -158,9 +174,9 @@ pub struct Config {
     pub uplinks: Vec<WildMatch>,
     /// Names of the host's ends of pods' devices.
     pub pods: Vec<WildMatch>,
-    /// The directory of Kubernetes manifests.
-    pub manifests: PathBuf,
-    /// The directory for what must outlive the daemon: the last good state of manifests.
+    /// Where Kubernetes objects come from.
+    pub source: Source,
+    /// The directory for what must outlive the daemon: the last good state of objects.
     pub state: PathBuf,
     /// Where external addresses of Services may lie; empty: they aren't served.
     pub external_ranges: Vec<ipnet::IpNet>,

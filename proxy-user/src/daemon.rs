@@ -10,6 +10,7 @@ mod engine;
 mod follow;
 mod look;
 mod notify;
+mod reflect;
 mod retry;
 mod run;
 mod unconfirmed;

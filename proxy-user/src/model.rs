@@ -10,11 +10,12 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 pub use crate::tunnel::object::ReturnProxy;
 pub use endpoint::{Endpoint, usable};
 pub use notice::{Kind, Notice, ObjectRef, Origin, Severity};
+use serde::{Deserialize, Serialize};
 pub use service::{Algorithm, Frontend, InvalidName, Protocol, Reach, ServiceName, ServicePort};
 pub use unknown::Unknown;
 
 /// A node of the cluster.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// Internal addresses, then external ones, in the object's order.
     pub addresses: Vec<IpAddr>,

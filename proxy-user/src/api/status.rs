@@ -1,10 +1,16 @@
 //! How the daemon is.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{daemon::View, model::Notice, source::manifests::Counts};
+use crate::{
+    config::Source,
+    daemon::View,
+    model::{Kind, Notice},
+    source::{apiserver::KindHealth, snapshot::Counts},
+};
 
 /// How the daemon is. Times are seconds since 1970.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,11 +23,17 @@ pub struct Status {
     pub node: String,
     /// When it began.
     pub started: u64,
-    /// Whether the maps hold what the manifests say.
+    /// Whether the maps hold what the source says.
     pub in_sync: bool,
-    /// The directory of manifests.
+    /// `manifests` or `kubernetes`.
+    #[serde(default)]
+    pub source: String,
+    /// The directory of manifests; empty: the source is another one.
     pub manifests: String,
-    /// What was found there.
+    /// How it stands with the API server; none: the source is another one.
+    #[serde(default)]
+    pub apiserver: Option<ApiServerStatus>,
+    /// What the source has.
     pub counts: Counts,
     /// What is wrong with the configuration, if it was changed and can't be taken over.
     pub config_error: Option<String>,
@@ -37,6 +49,15 @@ pub struct Status {
     pub findings: Vec<FindingStatus>,
     /// Errors, warnings and remarks about objects.
     pub notices: Vec<Notice>,
+}
+
+/// How it stands with the API server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiServerStatus {
+    /// What the configuration says of it.
+    pub server: String,
+    /// How it stands with each kind of objects.
+    pub kinds: BTreeMap<Kind, KindHealth>,
 }
 
 /// A round.
@@ -138,7 +159,19 @@ pub fn status(view: &View) -> Status {
         node: current.config.node.clone(),
         started: seconds(current.started),
         in_sync: sync.is_some_and(|sync| sync.pending == 0),
-        manifests: current.config.manifests.display().to_string(),
+        source: match &current.config.source {
+            Source::Manifests(_) => "manifests",
+            Source::Kubernetes(_) => "kubernetes",
+        }
+        .to_owned(),
+        manifests: match &current.config.source {
+            Source::Manifests(directory) => directory.display().to_string(),
+            Source::Kubernetes(_) => String::new(),
+        },
+        apiserver: current.snapshot.api.as_ref().map(|health| ApiServerStatus {
+            server: health.server().to_owned(),
+            kinds: health.kinds(),
+        }),
         counts: current.snapshot.counts,
         config_error: current.config_error.clone(),
         sync,

@@ -15,10 +15,7 @@ use crate::{
     config::Config,
     model::{Algorithm, Notice, Severity, State},
     reconcile::{Allocation, Capacity, DeviceFact, Facts, Held, Observed, Options, compile},
-    source::{
-        assemble::Policy,
-        manifests::{Counts, Manifests},
-    },
+    source::{assemble::Policy, manifests::Manifests, snapshot::Counts},
 };
 
 #[derive(Serialize)]

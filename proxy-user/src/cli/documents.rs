@@ -22,7 +22,7 @@ use super::{
     dispatch,
     output::{Format, Output},
 };
-use crate::config::Config;
+use crate::config::{Config, Source};
 
 /// A file of the repository.
 fn file(path: &str) -> PathBuf {
@@ -127,7 +127,10 @@ fn commands_in_the_documentation_exist() {
 fn the_example_configuration_is_valid() {
     let config = Config::load(&file("examples/causeway.toml")).unwrap();
     assert_eq!(config.node, "node1");
-    assert!(config.manifests.ends_with("examples/demo"));
+    let Source::Manifests(manifests) = config.source else {
+        panic!("another source");
+    };
+    assert!(manifests.ends_with("examples/demo"));
 }
 
 /// Runs a command that needs no daemon: what it prints, and how it ends.

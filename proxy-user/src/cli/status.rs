@@ -73,11 +73,15 @@ fn describe(status: &Status, now: SystemTime) -> String {
     };
     line("state", sync);
     let counts = status.counts;
+    let (name, from) = match &status.apiserver {
+        None => ("manifests", status.manifests.as_str()),
+        Some(apiserver) => ("apiserver", apiserver.server.as_str()),
+    };
     line(
-        "manifests",
+        name,
         format!(
             "{}: objects {}{}, files {}, errors {}, warnings {}",
-            status.manifests,
+            from,
             counts.objects,
             match counts.stale {
                 0 => String::new(),
@@ -126,7 +130,11 @@ fn describe(status: &Status, now: SystemTime) -> String {
         .notices
         .iter()
         .filter(|notice| notice.severity != Severity::Info);
-    section(&mut text, "manifests:", told.map(ToString::to_string));
+    section(
+        &mut text,
+        &format!("{name}:"),
+        told.map(ToString::to_string),
+    );
     text
 }
 

@@ -16,6 +16,9 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) node: Node,
     pub(super) devices: Devices,
+    #[serde(default)]
+    pub(super) source: Source,
+    #[serde(default)]
     pub(super) manifests: Manifests,
     #[serde(default)]
     pub(super) state: State,
@@ -49,10 +52,18 @@ pub(super) struct Devices {
     pub(super) pods: Vec<Text>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Source {
+    pub(super) kind: Option<Text>,
+    pub(super) kubeconfig: Option<Text>,
+    pub(super) server: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Manifests {
-    pub(super) directory: Text,
+    pub(super) directory: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

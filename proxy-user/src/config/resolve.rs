@@ -9,8 +9,10 @@ use std::{
 use toml::Spanned;
 use wildmatch::WildMatch;
 
-use super::{Config, ConfigError, FlowTimeouts, MapSizes, Problem, VERSION, XdpMode, file};
+use super::{Config, ConfigError, FlowTimeouts, MapSizes, Problem, Source, VERSION, XdpMode, file};
 use crate::model::Algorithm;
+
+mod source;
 
 /// Ports that Kubernetes gives to services of type NodePort unless it is told otherwise.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
@@ -55,7 +57,7 @@ pub(super) fn resolve(
         node: check.node(parsed.node.name.as_ref()),
         uplinks: check.uplinks(&parsed.devices.uplinks),
         pods: check.patterns("devices.pods", &parsed.devices.pods),
-        manifests: check.directory(&parsed.manifests.directory),
+        source: check.source(&parsed.source, parsed.manifests.directory.as_ref()),
         state: check.state(parsed.state.directory.as_ref(), &instance),
         external_ranges: check.ranges("services.external_ranges", &parsed.services.external_ranges),
         nat_ports: check.ports(parsed.nat.ports.as_ref()),
@@ -188,22 +190,6 @@ impl Check<'_> {
                 WildMatch::new(pattern)
             })
             .collect()
-    }
-
-    fn directory(&mut self, directory: &Spanned<String>) -> PathBuf {
-        let path = PathBuf::from(directory.get_ref());
-        if path.is_absolute() {
-            return path;
-        }
-        if directory.get_ref().is_empty() {
-            self.bad(
-                "manifests.directory",
-                directory,
-                "write the directory of the manifests",
-            );
-        }
-        // A relative one is relative to the configuration.
-        self.file.parent().unwrap_or(Path::new("")).join(path)
     }
 
     fn ranges(&mut self, key: &str, ranges: &[Spanned<String>]) -> Vec<ipnet::IpNet> {

@@ -62,7 +62,8 @@ fn reads_every_key() {
     assert_eq!(config.role("veth12"), DeviceRole::Pod);
     assert_eq!(config.xdp_mode("eth0"), XdpMode::Generic);
     assert_eq!(config.xdp_mode("eth10"), XdpMode::Off);
-    assert_eq!(config.manifests, Path::new("/etc/causeway/manifests"));
+    let manifests = PathBuf::from("/etc/causeway/manifests");
+    assert_eq!(config.source, Source::Manifests(manifests));
     assert_eq!(config.state, Path::new("/srv/causeway"));
     assert_eq!(config.nat_ports, 20_000..=29_999);
     assert_eq!(config.algorithm, Algorithm::Maglev);
@@ -75,6 +76,60 @@ fn reads_every_key() {
     assert!(config.allows_external("198.51.100.7".parse().unwrap()));
     assert!(!config.allows_external("198.51.101.7".parse().unwrap()));
     assert_eq!(config.node_port_ranges.len(), 2);
+}
+
+#[test]
+fn one_of_two_sources() {
+    let cluster = |keys: &str| LEAST.replace("[manifests]\ndirectory = \"/m\"\n", keys);
+    let access = |text: &str| parse(&cluster(text)).unwrap().source;
+    assert_eq!(
+        access("[source]\nkind = \"kubernetes\"\n"),
+        Source::Kubernetes(Access::default())
+    );
+    let text = "source.kind = \"kubernetes\"\nsource.kubeconfig = \"kubeconfig\"\n\
+                source.server = \"https://192.0.2.1:6443\"\n";
+    let text = text.replace("source.", "");
+    assert_eq!(
+        access(&format!("[source]\n{text}")),
+        Source::Kubernetes(Access {
+            kubeconfig: Some("/etc/causeway/kubeconfig".into()),
+            server: Some("https://192.0.2.1:6443".to_owned()),
+        })
+    );
+    let rows = [
+        (
+            "",
+            ":1: manifests.directory = (missing): write the directory of the manifests, or source.kind",
+        ),
+        (
+            "[source]\nkind = \"kubernetes\"\n[manifests]\ndirectory = \"/m\"\n",
+            ":7: manifests.directory = \"/m\": source.kind = \"kubernetes\" reads no manifests; remove it",
+        ),
+        (
+            "[source]\nkind = \"etcd\"\n",
+            ":5: source.kind = \"etcd\": write \"manifests\" or \"kubernetes\"",
+        ),
+        (
+            "[source]\nserver = \"https://a\"\n[manifests]\ndirectory = \"/m\"\n",
+            ":5: source.server = \"https://a\": only source.kind = \"kubernetes\" reads it",
+        ),
+        (
+            "[source]\nkind = \"kubernetes\"\nserver = \"192.0.2.1:6443\"\n",
+            ":6: source.server = \"192.0.2.1:6443\": write the URL of an API server",
+        ),
+        (
+            "[source]\nkind = \"kubernetes\"\nkubeconfig = \"\"\n",
+            ":6: source.kubeconfig = \"\": write the path of a kubeconfig",
+        ),
+        (
+            "[source]\nkind = \"kubernetes\"\ntoken = \"\"\n",
+            ":6: `token = \"\"`: unknown field `token`",
+        ),
+    ];
+    for (keys, expected) in rows {
+        let error = error(&cluster(keys));
+        assert!(error.contains(expected), "{error}");
+    }
 }
 
 #[test]

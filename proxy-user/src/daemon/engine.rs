@@ -28,7 +28,7 @@ use crate::model::Notice;
 use crate::reconcile::{
     Allocation, Facts, Observed, Op, Options, Plan, carry, clear_filter, compile, diff,
 };
-use crate::source::manifests::Snapshot;
+use crate::source::snapshot::Snapshot;
 
 /// Why the daemon cannot start.
 #[derive(Debug, thiserror::Error)]

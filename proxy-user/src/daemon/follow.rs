@@ -1,5 +1,6 @@
 //! Follows the directory of manifests: reads, tells, sends on, and has copies made.
 
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use super::run::until;
 use crate::config::Config;
 use crate::model::Severity;
 use crate::source::assemble::Policy;
-use crate::source::manifests::{CopyJob, Manifests, SaveError, Snapshot, Watch};
+use crate::source::manifests::{CopyJob, Manifests, SaveError, Watch};
+use crate::source::snapshot::Snapshot;
 
 /// Copies being made beside everything else: nobody waits for the disk.
 #[derive(Default)]
@@ -65,19 +67,17 @@ impl Copying {
 
 /// Reads the manifests, now and whenever they change, until `stop`.
 pub(super) async fn follow(
+    directory: PathBuf,
     config: Arc<Config>,
     sender: mpsc::Sender<Arc<Snapshot>>,
     mut stop: watch::Receiver<bool>,
 ) {
-    let policy = Policy {
-        node: config.node.clone(),
-        external_ranges: config.external_ranges.clone(),
-    };
-    let mut watch = Watch::new(&config.manifests).unwrap_or_else(|error| {
+    let policy = policy(&config);
+    let mut watch = Watch::new(&directory).unwrap_or_else(|error| {
         tracing::warn!(%error, "the manifests are looked at from time to time instead");
         Watch::polling()
     });
-    let mut manifests = Manifests::new(config.manifests.clone(), policy).with_copies(&config.state);
+    let mut manifests = Manifests::new(directory, policy).with_copies(&config.state);
     let mut last: Option<Arc<Snapshot>> = None;
     let mut copying = Copying::default();
     loop {
@@ -116,14 +116,22 @@ pub(super) async fn follow(
     }
 }
 
+/// What the configuration says about objects.
+pub(super) fn policy(config: &Config) -> Policy {
+    Policy {
+        node: config.node.clone(),
+        external_ranges: config.external_ranges.clone(),
+    }
+}
+
 /// Logs what is new among the remarks.
-fn tell(snapshot: &Snapshot, last: Option<&Snapshot>) {
+pub(super) fn tell(snapshot: &Snapshot, last: Option<&Snapshot>) {
     let counts = snapshot.counts;
     tracing::info!(
         files = counts.files,
         objects = counts.objects,
         services = snapshot.state.services.len(),
-        "manifests read"
+        "objects read"
     );
     let known = |notice| last.is_some_and(|last| last.notices.contains(notice));
     for notice in snapshot.notices.iter().filter(|notice| !known(notice)) {

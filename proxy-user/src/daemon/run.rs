@@ -13,13 +13,14 @@ use tokio::time::{sleep_until, timeout_at};
 use super::engine::{Engine, StartError};
 use super::follow;
 use super::notify::ServiceManager;
+use super::reflect;
 use super::retry::Retry;
 use super::view::View;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Source};
 use crate::dataplane::PinFolder;
 use crate::dataplane::lock::{InstanceLock, LockError};
 use crate::kernel::watch::Watch as KernelWatch;
-use crate::source::manifests::Snapshot;
+use crate::source::snapshot::Snapshot;
 
 /// Changes of devices that come together are taken together: no change for so long ends them.
 const QUIET: Duration = Duration::from_millis(20);
@@ -84,7 +85,26 @@ where
     })?;
     let (stop, stopped) = watch::channel(false);
     let (sender, snapshots) = mpsc::channel(1);
-    let source = tokio::spawn(follow::follow(Arc::clone(&config), sender, stopped.clone()));
+    let source = match &config.source {
+        Source::Manifests(directory) => {
+            let directory = directory.clone();
+            tokio::spawn(follow::follow(
+                directory,
+                Arc::clone(&config),
+                sender,
+                stopped.clone(),
+            ))
+        }
+        Source::Kubernetes(access) => {
+            let access = access.clone();
+            tokio::spawn(reflect::reflect(
+                access,
+                Arc::clone(&config),
+                sender,
+                stopped.clone(),
+            ))
+        }
+    };
     let start = Arc::clone(&config);
     let engine = spawn_blocking(move || Engine::start(start))
         .await
@@ -107,8 +127,13 @@ where
     let result = daemon.work(&mut signals).await;
     daemon.manager.stopping();
     let _ = stop.send(true);
-    // The server may finish what it is answering.
-    let _ = tokio::time::timeout(Duration::from_secs(2), &mut daemon.server).await;
+    // The source may save what it knows, the server may finish what it is answering.
+    daemon.snapshots.close();
+    let ending = async {
+        let _ = (&mut daemon.source).await;
+        let _ = (&mut daemon.server).await;
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(2), ending).await;
     tracing::info!("stopped; services go on in the kernel (`causeway detach` removes them)");
     result
 }
@@ -240,7 +265,7 @@ impl Daemon {
             _ = signals.hangup.recv() => Ok(Event::Reload),
             snapshot = self.snapshots.recv() => match snapshot {
                 Some(snapshot) => Ok(Event::Snapshot(snapshot)),
-                None => Err(RunError::Ended { part: "manifests", source: (&mut self.source).await.err() }),
+                None => Err(RunError::Ended { part: "source", source: (&mut self.source).await.err() }),
             },
             changed = self.kernel.changed(), if self.ready => match changed {
                 Ok(()) => Ok(Event::Devices),
@@ -344,7 +369,7 @@ fn restart_needed(old: &Config, new: &Config) -> Option<&'static str> {
         ("instance", old.instance != new.instance),
         ("node.name", old.node != new.node),
         ("maps", old.maps != new.maps),
-        ("manifests.directory", old.manifests != new.manifests),
+        ("source, or manifests.directory,", old.source != new.source),
         ("state.directory", old.state != new.state),
         (
             "services.external_ranges",

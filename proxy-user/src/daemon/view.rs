@@ -12,7 +12,7 @@ use crate::dataplane::{Features, Maps, PinFolder};
 use crate::kernel::sysctl::Finding;
 use crate::model::Notice;
 use crate::reconcile::{Facts, Plan};
-use crate::source::manifests::Snapshot;
+use crate::source::snapshot::Snapshot;
 
 /// An operation that is still to be done.
 #[derive(Clone, Debug, Serialize)]

@@ -17,6 +17,7 @@ pub(crate) use slice::SERVICE_LABEL;
 pub use slice::{SliceEndpoint, SliceObject, SlicePort};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Kind, ObjectRef, Protocol, Severity};
 
@@ -75,7 +76,7 @@ impl Remark {
 }
 
 /// A checked object.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Object {
     /// A Namespace: nothing of it is needed.
     Namespace,
@@ -88,7 +89,22 @@ pub enum Object {
     /// A Pod.
     Pod(PodObject),
     /// A return proxy.
+    #[serde(skip)]
     ReturnProxy(std::sync::Arc<crate::tunnel::object::ReturnProxy>),
+}
+
+impl Object {
+    /// Its name, unless it is of a kind of which only the name matters.
+    #[must_use]
+    pub const fn reference(&self) -> Option<&ObjectRef> {
+        match self {
+            Self::Namespace | Self::ReturnProxy(_) => None,
+            Self::Node(node) => Some(&node.object),
+            Self::Service(service) => Some(&service.object),
+            Self::Slice(slice) => Some(&slice.object),
+            Self::Pod(pod) => Some(&pod.object),
+        }
+    }
 }
 
 /// Kind, namespace and name of an object; `default` is the namespace of those that don't say.

@@ -20,56 +20,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use serde::{Deserialize, Serialize};
-
 use self::{
     file::{Known, ManifestFile},
     saved::{Copies, Part},
 };
 use super::assemble::{self, Policy};
-use crate::model::{Notice, ObjectRef, Origin, Severity, State, Unknown};
+use super::snapshot::{Counts, Snapshot};
+use crate::model::{Notice, ObjectRef, Origin, Severity, Unknown};
 pub use saved::SaveError;
 pub use watch::{Watch, WatchError};
-
-/// How many of what a scan has found.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counts {
-    /// Files.
-    pub files: usize,
-    /// Objects in force.
-    pub objects: usize,
-    /// Those of them that are as their file said before it was broken.
-    #[serde(default)]
-    pub stale: usize,
-    /// Errors.
-    pub errors: usize,
-    /// Warnings.
-    pub warnings: usize,
-}
-
-/// What a scan yields.
-#[derive(Clone, Debug, Default)]
-pub struct Snapshot {
-    /// The desired state.
-    pub state: Arc<State>,
-    /// What is to be told, in order of place.
-    pub notices: Vec<Notice>,
-    /// Where each object stands.
-    pub origins: BTreeMap<ObjectRef, Origin>,
-    /// How many of what.
-    pub counts: Counts,
-}
-
-impl Snapshot {
-    /// Says where the object of a notice stands, if the notice doesn't.
-    pub fn place(&self, notice: &mut Notice) {
-        if notice.origin.is_none()
-            && let Some(object) = &notice.object
-        {
-            notice.origin = self.origins.get(object).cloned();
-        }
-    }
-}
 
 /// Copies that must be made and removed.
 #[derive(Debug)]
@@ -243,30 +202,18 @@ impl Manifests {
             state: Arc::new(state),
             notices,
             origins,
-            counts: Counts::default(),
+            ..Snapshot::default()
         };
         for mut notice in remarks {
             snapshot.place(&mut notice);
             snapshot.notices.push(notice);
         }
-        snapshot
-            .notices
-            .sort_by(|a, b| (&a.origin, a).cmp(&(&b.origin, b)));
-        snapshot.notices.dedup();
-        let of = |severity| {
-            snapshot
-                .notices
-                .iter()
-                .filter(|n| n.severity == severity)
-                .count()
-        };
-        snapshot.counts = Counts {
+        snapshot.count(Counts {
             files: self.files.len(),
             objects: known.len(),
             stale: known.values().filter(|known| known.stale).count(),
-            errors: of(Severity::Error),
-            warnings: of(Severity::Warning),
-        };
+            ..Counts::default()
+        });
         snapshot
     }
 }

@@ -11,6 +11,7 @@ use crate::daemon::{Current, View};
 use crate::dataplane::flows::{Pressure, Usage};
 use crate::inspect::{InspectError, drops};
 use crate::model::Severity;
+use crate::source::apiserver::KindHealth;
 
 /// What a number is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,6 +87,16 @@ pub const METRICS: &[Metric] = metrics! {
     "causeway_sync_pending_operations", Gauge, "Map operations that failed or wait.",
         |s| s.sync(|sync| sync.pending as f64);
     "causeway_notices", Gauge, "Remarks about objects and files, by severity.", notices;
+    "causeway_apiserver_up", Gauge,
+        "1 if the API server answers as it should, by kind of objects.",
+        |s| s.apiserver(|kind| u64::from(kind.error.is_none()));
+    "causeway_apiserver_errors_total", Counter,
+        "Requests to the API server that failed, and watches that broke off.",
+        |s| s.apiserver(|kind| kind.errors);
+    "causeway_apiserver_lists_total", Counter, "Lists of objects that were read whole.",
+        |s| s.apiserver(|kind| kind.lists);
+    "causeway_apiserver_events_total", Counter, "Changes of objects that were watched.",
+        |s| s.apiserver(|kind| kind.events);
     "causeway_node_findings", Gauge, "Settings of this node that keep services from working.",
         |s| s.add(&[], s.current.findings.len() as f64);
     "causeway_config_stale", Gauge, "1 if the configuration file was changed and not taken over.",
@@ -149,6 +160,13 @@ impl Samples<'_> {
             if let Some(name) = current.plan.objects.get(id) {
                 self.add(&[("service", name)], number(usage) as f64);
             }
+        }
+    }
+
+    fn apiserver(&mut self, number: impl Fn(&KindHealth) -> u64) {
+        let health = self.current.snapshot.api.as_ref();
+        for (kind, health) in health.map(|health| health.kinds()).unwrap_or_default() {
+            self.add(&[("kind", &kind.to_string())], number(&health) as f64);
         }
     }
 

@@ -1,12 +1,13 @@
 //! Nodes.
 
 use k8s_openapi::api::core::v1::Node;
+use serde::{Deserialize, Serialize};
 
 use super::{FieldError, address, object_ref};
 use crate::model::{Kind, ObjectRef};
 
 /// A checked Node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeObject {
     /// Its name.
     pub object: ObjectRef,

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use k8s_openapi::api::core::v1::{Container, Pod};
+use serde::{Deserialize, Serialize};
 
 use super::{FieldError, address, object_ref, port, protocol};
 use crate::model::{Kind, ObjectRef, Protocol};
 
 /// A port of the node that leads to a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPort {
     /// The field, for reports.
     pub field: String,
@@ -25,7 +26,7 @@ pub struct HostPort {
 }
 
 /// A checked Pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodObject {
     /// Its name.
     pub object: ObjectRef,

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, net::IpAddr};
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use serde::{Deserialize, Serialize};
 
 use super::{
     FieldError, HEADLESS_LABEL, PROXY_NAME_LABEL, Remark, address, annotation, label, object_ref,
@@ -14,7 +15,7 @@ use crate::model::{Algorithm, Kind, ObjectRef, Protocol};
 const ALGORITHM_ANNOTATION: &str = "causeway.dev/algorithm";
 
 /// Types of Services that are proxied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceType {
     /// Cluster addresses only.
     ClusterIp,
@@ -25,7 +26,7 @@ pub enum ServiceType {
 }
 
 /// Why a Service isn't proxied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum Unproxied {
     /// `clusterIP: None`, or the label.
     #[error("headless: names lead straight to its endpoints")]
@@ -39,7 +40,7 @@ pub enum Unproxied {
 }
 
 /// A port of a Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePortObject {
     /// Name; empty for the only port of a Service.
     pub name: String,
@@ -52,7 +53,7 @@ pub struct ServicePortObject {
 }
 
 /// A checked Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceObject {
     /// Its name.
     pub object: ObjectRef,
@@ -75,6 +76,7 @@ pub struct ServiceObject {
     /// `spec.publishNotReadyAddresses`: every endpoint counts as ready.
     pub publish_not_ready: bool,
     /// What is to be told.
+    #[serde(skip)]
     pub remarks: Vec<Remark>,
 }
 

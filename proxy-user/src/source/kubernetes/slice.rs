@@ -3,6 +3,7 @@
 use std::{net::IpAddr, sync::Arc};
 
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use serde::{Deserialize, Serialize};
 
 use super::{
     FieldError, HEADLESS_LABEL, PROXY_NAME_LABEL, Remark, address, annotation, label, object_ref,
@@ -20,7 +21,7 @@ const WEIGHT_ANNOTATION: &str = "causeway.dev/weight";
 const MAX_WEIGHT: u16 = 1_000;
 
 /// A port of all endpoints of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SlicePort {
     /// Name of the service port it serves; empty for a port without name.
     pub name: String,
@@ -31,7 +32,7 @@ pub struct SlicePort {
 }
 
 /// An endpoint of a slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceEndpoint {
     /// Address.
     pub address: IpAddr,
@@ -46,7 +47,7 @@ pub struct SliceEndpoint {
 }
 
 /// A checked EndpointSlice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SliceObject {
     /// Its name.
     pub object: ObjectRef,
@@ -59,6 +60,7 @@ pub struct SliceObject {
     /// Share of new connections of each endpoint.
     pub weight: u16,
     /// What is to be told.
+    #[serde(skip)]
     pub remarks: Vec<Remark>,
 }
 
