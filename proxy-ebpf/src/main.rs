@@ -58,6 +58,9 @@ pub fn tc_ingress(context: TcContext) -> i32 {
     let mut frame = SkbFrame::new(context.skb.skb);
     let ifindex = frame.ifindex();
     let verdict = run::<TcIngress, _, _>(&mut frame, &Maps::skb(context.skb.skb), ifindex);
+    if let Action::Transmit(_) | Action::Pod(_) | Action::Neighbour(_) = verdict.action() {
+        frame.unshare();
+    }
     tc_code::<TcIngress>(verdict, ifindex)
 }
 

@@ -30,7 +30,7 @@ pub struct Options {
     pub cpu: usize,
     /// A first answer within a minute per suite.
     pub quick: bool,
-    /// Cases of suite `kernel` to run; all if none is named.
+    /// Cases of suites `kernel`, `wire` and `tunnel` to run; all if none is named.
     pub cases: Vec<String>,
     /// Numbers of flows that suite `kernel` measures with; all if none is named.
     pub flows: Vec<u32>,
@@ -80,6 +80,12 @@ impl Options {
     #[must_use]
     pub fn against(&self) -> Option<&[u8]> {
         self.against.as_deref()
+    }
+
+    /// Whether a case is to be run.
+    #[must_use]
+    pub fn wants(&self, case: &str) -> bool {
+        self.cases.is_empty() || self.cases.iter().any(|name| name == case)
     }
 
     /// How many rounds: in a quick run and in a full one.

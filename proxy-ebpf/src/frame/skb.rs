@@ -4,9 +4,9 @@ use aya_ebpf::bindings::{
     __sk_buff, BPF_CSUM_LEVEL_QUERY, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode,
 };
 use aya_ebpf::helpers::{
-    bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes, bpf_skb_vlan_pop,
-    bpf_skb_vlan_push,
+    bpf_csum_level, bpf_csum_update, bpf_l4_csum_replace, bpf_skb_adjust_room, bpf_skb_change_head,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    bpf_skb_vlan_pop, bpf_skb_vlan_push,
 };
 use proxy_common::wire::{Checksum, Cursor, Delta, Frame, Metadata};
 
@@ -43,6 +43,18 @@ impl SkbFrame {
     pub(crate) fn is_forwarded(&self) -> bool {
         // SAFETY: as above.
         (unsafe { (*self.skb).ingress_ifindex }) != 0
+    }
+
+    /// Makes a packet of several segments nobody's clone, as forwarding by the kernel does (`skb_cow` in
+    /// `ip_forward`): a TCP sender on this machine keeps the original until it is acknowledged, and
+    /// its receiver cannot merge clones (`skb_try_coalesce`), which costs a stream some 5 %.
+    #[inline(always)]
+    pub(crate) fn unshare(&mut self) {
+        // SAFETY: as above.
+        if (unsafe { (*self.skb).gso_size }) != 0 {
+            // SAFETY: no pointer into the frame is alive.
+            unsafe { bpf_skb_change_head(self.skb, 0, 0) };
+        }
     }
 
     // The bounds are read as volatile, for the compiler would otherwise read them in a caller and hand

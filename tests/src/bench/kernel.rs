@@ -180,9 +180,7 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
 }
 
 fn points(options: &Options) -> Vec<Point> {
-    let wanted = |case: &Case| {
-        options.cases.is_empty() || options.cases.iter().any(|name| name == case.name)
-    };
+    let wanted = |case: &Case| options.wants(case.name);
     let mut points = Vec::new();
     for (flows, bed) in FLOWS {
         if !options.flows.is_empty() && !options.flows.contains(&flows) {

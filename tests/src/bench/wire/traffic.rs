@@ -160,13 +160,12 @@ impl<'w> Client<'w> {
         })
     }
 
-    /// CPU time per byte of a stream of `mebibytes`, nanoseconds.
-    pub fn stream(&self, mebibytes: u32) -> Result<f64> {
+    /// CPU time per byte of a stream of `mebibytes` that follow `warm_up` others, nanoseconds.
+    pub fn stream(&self, warm_up: u32, mebibytes: u32) -> Result<f64> {
         self.on_cpu(|| {
             let mut stream = self.connect(STREAM)?;
             let chunk = vec![0; CHUNK];
-            // Opens the congestion window.
-            send(&mut stream, &chunk, 8)?;
+            send(&mut stream, &chunk, warm_up)?;
             let before = process_time()?;
             send(&mut stream, &chunk, mebibytes)?;
             let bytes = f64::from(mebibytes) * 1024.0 * 1024.0;
