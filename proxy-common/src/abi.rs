@@ -20,7 +20,7 @@ pub use registry::{FILTER_BITS, FILTER_WORDS, MAPS, MapKind, MapSpec, OBJECT_NAM
 pub use settings::Settings;
 
 /// Version of all records below. Pins are kept in a folder `v<ABI_VERSION>`.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Counts packets and bytes: one per reason and per CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,7 +41,7 @@ crate::wire::plain! {
     Flow<V6> => 96, 8;
     ServiceKey<V4> => 8, 2;
     ServiceKey<V6> => 20, 2;
-    Service => 16, 4;
+    Service => 28, 4;
     AddressFlags => 4, 4;
     Backend => 32, 4;
     DeviceKey => 8, 4;

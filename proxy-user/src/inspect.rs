@@ -142,11 +142,10 @@ pub fn backend_text(backend: &Backend) -> Option<String> {
 fn shares(observed: &Observed) -> BTreeMap<u32, (u32, u32)> {
     let mut ranges = BTreeMap::new();
     let v4 = observed.services_v4.values();
-    for service in v4
-        .chain(observed.services_v6.values())
-        .filter(|service| service.slots != 0)
-    {
-        ranges.insert(service.first_slot, service.slots);
+    for service in v4.chain(observed.services_v6.values()) {
+        // Of those who may be led to any node, if there are any.
+        let mut given = service.ranges().into_iter();
+        ranges.extend(given.find(|(_, count)| *count != 0));
     }
     let mut shares: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
     for (first, count) in ranges {

@@ -2,16 +2,22 @@
 
 mod endpoint;
 mod notice;
+mod selection;
 mod service;
 mod unknown;
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 pub use crate::tunnel::object::ReturnProxy;
-pub use endpoint::{Endpoint, usable};
+pub use endpoint::{Endpoint, Hints};
 pub use notice::{Kind, Notice, ObjectRef, Origin, Severity};
+pub use selection::{
+    Client, Here, Outcome, Policies, Selection, TrafficPolicy, ZONE_LABEL, select,
+};
 use serde::{Deserialize, Serialize};
-pub use service::{Algorithm, Frontend, InvalidName, Protocol, Reach, ServiceName, ServicePort};
+pub use service::{
+    Algorithm, Frontend, InvalidName, Protocol, Reach, ServiceName, ServicePort, Terms,
+};
 pub use unknown::Unknown;
 
 /// A node of the cluster.

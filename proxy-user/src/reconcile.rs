@@ -21,7 +21,7 @@ mod observed;
 mod plan;
 mod ranges;
 
-pub use allocation::{Allocation, BackendKey, Capacity, Exhausted, QUARANTINE};
+pub use allocation::{Allocation, BackendKey, Capacity, Exhausted, QUARANTINE, SlotKey, SlotSet};
 pub use compile::{Options, Report, compile};
 pub use delta::{Op, Round, diff};
 pub use facts::{DeviceFact, Facts, VlanFact};

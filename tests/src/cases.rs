@@ -6,6 +6,7 @@ mod flow;
 mod gate;
 mod header;
 mod node_port;
+mod policy;
 mod refusal;
 mod service;
 mod size;
@@ -50,6 +51,7 @@ const fn only(version: Version, name: &'static str, build: fn(Net) -> Case) -> E
 const THEMES: &[(&str, &[Entry])] = &[
     ("service", service::CASES),
     ("node_port", node_port::CASES),
+    ("policy", policy::CASES),
     ("refusal", refusal::CASES),
     ("header", header::CASES),
     ("flow", flow::CASES),

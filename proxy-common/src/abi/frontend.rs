@@ -24,6 +24,15 @@ pub mod service_flag {
     /// Choose by Maglev's table: the same client port meets the same backend on every node, and
     /// few connections move when a backend comes or goes. Otherwise at random.
     pub const MAGLEV: u32 = 1 << 1;
+    /// Clients outside the cluster are led to endpoints on this node alone
+    /// (`externalTrafficPolicy: Local`); without [`EXTERNAL`], all clients are
+    /// (`internalTrafficPolicy: Local`).
+    pub const LOCAL: u32 = 1 << 2;
+    /// Some node has an endpoint that takes traffic: who must keep to this node and finds none here
+    /// is dropped, not refused.
+    pub const ELSEWHERE: u32 = 1 << 3;
+    /// Clients must lie in the service's ranges (`SOURCES_*`).
+    pub const RESTRICTED: u32 = 1 << 4;
 }
 
 /// What a service key leads to.
@@ -38,6 +47,23 @@ pub struct Service {
     pub slots: u32,
     /// See [`service_flag`].
     pub flags: u32,
+    /// First slot of the endpoints on this node, an index into `SLOTS`.
+    pub first_local: u32,
+    /// Number of slots of the endpoints on this node, for clients that must keep to it.
+    pub local_slots: u32,
+    /// How long a client keeps its backend after its last new connection, seconds; zero: not at all.
+    pub affinity: u32,
+}
+
+impl Service {
+    /// First slot and number of slots, of all endpoints and of those on this node.
+    #[must_use]
+    pub const fn ranges(&self) -> [(u32, u32); 2] {
+        [
+            (self.first_slot, self.slots),
+            (self.first_local, self.local_slots),
+        ]
+    }
 }
 
 /// Bits of [`AddressFlags`].
@@ -56,6 +82,10 @@ pub struct AddressFlags(pub u32);
 pub mod backend_flag {
     /// Takes traffic. Otherwise only the TCP connections it has.
     pub const SERVING: u8 = 1 << 0;
+    /// Among those that clients choose from who need not keep to this node.
+    pub const CLUSTER: u8 = 1 << 1;
+    /// Among those that clients choose from who must keep to this node.
+    pub const LOCAL: u8 = 1 << 2;
 }
 
 /// One endpoint of one service.

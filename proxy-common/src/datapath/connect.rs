@@ -36,7 +36,8 @@ pub struct Draft<F: Family> {
     /// See [`flow_state::LOOPBACK`].
     loopback: bool,
     tcp_flags: u8,
-    pad: u8,
+    /// The client is led to endpoints on this node alone.
+    local: bool,
     /// Of the next hop, for a packet that is too large for it; else zero.
     mtu: u16,
 }
@@ -282,8 +283,11 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     if step == FlowStep::Resolve {
         return Admission::drop(Reason::NoRoute);
     }
-    let leaves =
-        client == Client::Outside && draft.hop.role != DeviceRole::Pod && step != FlowStep::Local;
+    // What is led to this node's endpoints alone is answered by this node, however they are reached.
+    let leaves = client == Client::Outside
+        && !draft.local
+        && draft.hop.role != DeviceRole::Pod
+        && step != FlowStep::Local;
     // This node's own processes may talk to themselves: their source is this node's already.
     let hairpin = client == Client::Pod && draft.destination == draft.key.source;
     draft.translated = leaves || hairpin;
@@ -345,7 +349,24 @@ fn find_service<F: Family, T: FamilyTables<F>>(
     if outside && service.flags & service_flag::EXTERNAL == 0 {
         return Some(Admission::drop(Reason::OutsideClusterAddress));
     }
-    (service.slots == 0).then_some(Admission::refuse(Reason::NoEndpoint))
+    // Pods and processes of this node that ask for an external address are led to any endpoint, as if
+    // they had gone out and come in at another node.
+    draft.local = service.flags & service_flag::LOCAL != 0
+        && (outside || service.flags & service_flag::EXTERNAL == 0);
+    if draft.local {
+        draft.service.first_slot = service.first_local;
+        draft.service.slots = service.local_slots;
+    }
+    if draft.service.slots != 0 {
+        return None;
+    }
+    Some(
+        if draft.local && service.flags & service_flag::ELSEWHERE != 0 {
+            Admission::drop(Reason::NoLocalEndpoint)
+        } else {
+            Admission::refuse(Reason::NoEndpoint)
+        },
+    )
 }
 
 /// Chooses the backend.

@@ -162,6 +162,8 @@ numbered! {
         TooLarge = 12, "too-large";
         /// XDP cannot send to the device that the packet was to leave by, or not any longer.
         DeviceGone = 13, "device-gone";
+        /// The service keeps this traffic to endpoints on this node, and they are on others.
+        NoLocalEndpoint = 14, "no-local-endpoint";
     }
 }
 
@@ -196,6 +198,7 @@ impl Reason {
             11 => Self::SctpPort,
             12 => Self::TooLarge,
             13 => Self::DeviceGone,
+            14 => Self::NoLocalEndpoint,
             _ => Self::NoRoute,
         }
     }

@@ -53,7 +53,9 @@ pub fn observe(maps: &Maps) -> Result<Observed, ObserveError> {
         .services_v4
         .values()
         .chain(observed.services_v6.values());
-    let ends = services.map(|service| service.first_slot.saturating_add(service.slots));
+    let ends = services
+        .flat_map(proxy_common::abi::Service::ranges)
+        .map(|(first, count)| first.saturating_add(count));
     let named = usize::try_from(ends.max().unwrap_or_default()).unwrap_or(usize::MAX);
     observed.slots = slots(maps, named)?;
     observe_devices(maps, &mut observed)?;

@@ -25,6 +25,8 @@ const CHANGED: &[(&str, u32)] = &[
     ("FLOWS_V4", 2),
     ("FLOWS_V6", 2),
     ("SETTINGS", 3),
+    ("SERVICES_V4", 4),
+    ("SERVICES_V6", 4),
 ];
 
 /// What the records of a map refer to. A map whose references are not taken over isn't either.
@@ -206,8 +208,8 @@ mod tests {
         ("BACKENDS", 1, 4, 32),
         ("SLOTS", 1, 4, 4),
         ("FILTER", 1, 4, 8),
-        ("SERVICES_V4", 1, 8, 16),
-        ("SERVICES_V6", 1, 20, 16),
+        ("SERVICES_V4", 4, 8, 28),
+        ("SERVICES_V6", 4, 20, 28),
         ("ADDRESSES_V4", 1, 4, 4),
         ("ADDRESSES_V6", 1, 16, 4),
         ("DEVICES", 2, 8, 40),

@@ -183,13 +183,27 @@ impl Words<'_> {
         } else {
             "by Maglev"
         };
-        match service.slots {
-            0 => format!("{}, {reach}, no endpoint", self.object(service.id)),
-            slots => format!(
-                "{}, {reach}, {algorithm} among {slots} slots",
-                self.object(service.id)
+        let local = service.flags & service_flag::LOCAL != 0;
+        let external = service.flags & service_flag::EXTERNAL != 0;
+        let among = |slots: u32| match slots {
+            0 => "no endpoint".to_owned(),
+            slots => format!("{algorithm} among {slots} slots"),
+        };
+        let here = match service.local_slots {
+            0 if service.flags & service_flag::ELSEWHERE != 0 => {
+                "no endpoint on this node, which clients must keep to".to_owned()
+            }
+            slots => format!("{} of this node", among(slots)),
+        };
+        let choice = match (local, external) {
+            (false, _) => among(service.slots),
+            (true, false) => here,
+            (true, true) => format!(
+                "from outside {here}, from this node {}",
+                among(service.slots)
             ),
-        }
+        };
+        format!("{}, {reach}, {choice}", self.object(service.id))
     }
 
     fn backend_text(&self, backend: &Backend) -> String {

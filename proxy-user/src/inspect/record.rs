@@ -335,7 +335,14 @@ impl Words for Backend {
             "service": self.service,
             "address": backend_socket(self),
             "protocol": self.protocol,
-            "flags": flags(self.flags.into(), &[(backend_flag::SERVING.into(), "serving")]),
+            "flags": flags(
+                self.flags.into(),
+                &[
+                    (backend_flag::SERVING.into(), "serving"),
+                    (backend_flag::CLUSTER.into(), "cluster"),
+                    (backend_flag::LOCAL.into(), "local"),
+                ],
+            ),
         })
     }
 }
@@ -355,12 +362,18 @@ impl Words for Service {
         let names = [
             (service_flag::EXTERNAL, "external"),
             (service_flag::MAGLEV, "maglev"),
+            (service_flag::LOCAL, "local"),
+            (service_flag::ELSEWHERE, "elsewhere"),
+            (service_flag::RESTRICTED, "restricted"),
         ];
         json!({
             "id": self.id,
             "first_slot": self.first_slot,
             "slots": self.slots,
             "flags": flags(self.flags, &names),
+            "first_local": self.first_local,
+            "local_slots": self.local_slots,
+            "affinity": self.affinity,
         })
     }
 }

@@ -63,8 +63,10 @@ pub(super) fn services(observed: &Observed, totals: Option<&Totals>) -> Vec<Serv
         .collect();
     let mut ranges = BTreeMap::new();
     let mut add = |service: &Service, at: SocketAddr, protocol: u8| {
-        if service.slots != 0 {
-            ranges.insert(service.first_slot, (service.id, service.slots));
+        for (first, count) in service.ranges() {
+            if count != 0 {
+                ranges.insert(first, (service.id, count));
+            }
         }
         let Some(row) = rows.get_mut(&service.id) else {
             return;

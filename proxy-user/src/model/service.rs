@@ -5,7 +5,7 @@ use std::{borrow::Borrow, fmt, net::IpAddr, sync::Arc};
 use proxy_common::{abi::OBJECT_NAME_BYTES, wire::protocol};
 use serde::{Deserialize, Serialize};
 
-use super::{Endpoint, ObjectRef};
+use super::{Endpoint, ObjectRef, Policies};
 
 /// Transport protocols of services.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -139,6 +139,8 @@ pub enum Frontend {
         port: u16,
         /// Who can reach it.
         reach: Reach,
+        /// Only for clients in the service's ranges ([`Terms::ranges`]).
+        restricted: bool,
     },
     /// A port of this node's addresses.
     NodePort {
@@ -158,6 +160,17 @@ pub enum Frontend {
     },
 }
 
+/// On what terms all ports of a service serve.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Whose endpoints are used.
+    pub policies: Policies,
+    /// How long a client keeps its endpoint after its last new connection, seconds; zero: not at all.
+    pub affinity: u32,
+    /// Clients of load-balancer addresses; none: all.
+    pub ranges: Arc<[ipnet::IpNet]>,
+}
+
 /// One port of a service, or one host port of a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServicePort {
@@ -175,6 +188,8 @@ pub struct ServicePort {
     pub algorithm: Option<Algorithm>,
     /// Where it is reached.
     pub frontends: Vec<Frontend>,
+    /// On what terms.
+    pub terms: Terms,
     /// All endpoints, in order of address and port, without duplicates.
     pub endpoints: Vec<Endpoint>,
 }

@@ -80,6 +80,26 @@ impl BackendKey {
     }
 }
 
+/// For which clients slots choose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SlotSet {
+    /// Those who may be led to any node.
+    Cluster,
+    /// Those who must stay on this node.
+    Local,
+}
+
+/// Whose slots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SlotKey {
+    /// The service, a key of `OBJECTS`.
+    pub service: u32,
+    /// 4 or 6.
+    pub family: u8,
+    /// For whom.
+    pub set: SlotSet,
+}
+
 /// First slot and what the slots choose.
 type Slots = (u32, Arc<[u32]>);
 
@@ -114,7 +134,7 @@ pub struct Allocation {
     next_backend: u32,
     free_backends: BTreeSet<u32>,
     resting_backends: VecDeque<(Instant, u32)>,
-    slots: HashMap<(u32, u8), Owned<Slots>>,
+    slots: HashMap<SlotKey, Owned<Slots>>,
     free_slots: FreeRanges,
     resting_slots: VecDeque<(Instant, Range)>,
 }
@@ -195,13 +215,9 @@ impl Allocation {
     }
 
     fn restore_slots(&mut self, observed: &Observed, now: Instant) {
-        let mut claims: BTreeMap<Range, (u32, u8)> = BTreeMap::new();
-        for (service, family) in ranges_of(observed) {
-            let range = Range {
-                first: service.first_slot,
-                count: service.slots,
-            };
-            claims.entry(range).or_insert((service.id, family));
+        let mut claims: BTreeMap<Range, SlotKey> = BTreeMap::new();
+        for (range, owner) in ranges_of(observed) {
+            claims.entry(range).or_insert(owner);
         }
         self.free_slots = FreeRanges::without(self.capacity.slots, claims.keys().copied());
         let mut end = 0;
@@ -239,9 +255,7 @@ impl Allocation {
         if !self.resting_slots.iter().any(|(since, _)| rested(*since)) {
             return;
         }
-        let named: BTreeSet<u32> = ranges_of(observed)
-            .map(|(service, _)| service.first_slot)
-            .collect();
+        let named: BTreeSet<u32> = ranges_of(observed).map(|(range, _)| range.first).collect();
         for (since, range) in std::mem::take(&mut self.resting_slots) {
             if rested(since) && !named.contains(&range.first) {
                 self.free_slots.give(range);
@@ -335,17 +349,16 @@ impl Allocation {
         Ok((index, generation))
     }
 
-    /// First slot of the range that holds a service's choices in one family: the range it has if
-    /// that holds the same, else a new one. `backends` must not be empty.
+    /// First slot of the range that holds these choices of a service: the range it has if that holds
+    /// the same, else a new one. `backends` must not be empty.
     pub fn slots(
         &mut self,
-        service: u32,
-        family: u8,
+        key: SlotKey,
         backends: Vec<u32>,
         now: Instant,
     ) -> Result<(u32, SlotRange), Exhausted> {
-        let round = self.round;
-        if let Some(owned) = self.slots.get_mut(&(service, family))
+        let (round, service) = (self.round, key.service);
+        if let Some(owned) = self.slots.get_mut(&key)
             && *owned.value.1 == *backends
         {
             owned.round = round;
@@ -359,15 +372,16 @@ impl Allocation {
         };
         let backends: Arc<[u32]> = backends.into();
         let value = (range.first, Arc::clone(&backends));
-        if let Some(old) = self.slots.insert((service, family), Owned { value, round }) {
+        if let Some(old) = self.slots.insert(key, Owned { value, round }) {
             self.rest_slots(&old.value, now);
         }
         Ok((range.first, SlotRange { service, backends }))
     }
 
     /// The range that a service has, whatever it holds; it stays in use.
-    pub fn held(&mut self, service: u32, family: u8) -> Option<(u32, SlotRange)> {
-        let owned = self.slots.get_mut(&(service, family))?;
+    pub fn held(&mut self, key: SlotKey) -> Option<(u32, SlotRange)> {
+        let service = key.service;
+        let owned = self.slots.get_mut(&key)?;
         owned.round = self.round;
         let (first, backends) = owned.value.clone();
         Some((first, SlotRange { service, backends }))
@@ -391,7 +405,7 @@ impl Allocation {
             owned.round = round;
         }
         let slots = self.slots.iter_mut();
-        for (_, owned) in slots.filter(|((service, _), _)| ids.contains(service)) {
+        for (_, owned) in slots.filter(|(key, _)| ids.contains(&key.service)) {
             owned.round = round;
         }
     }
@@ -468,9 +482,24 @@ impl Allocation {
     }
 }
 
-/// The entries of both service tables that have slots, with their family.
-fn ranges_of(observed: &Observed) -> impl Iterator<Item = (Service, u8)> + '_ {
+/// The slots that entries of both service tables name, and whose they are.
+fn ranges_of(observed: &Observed) -> impl Iterator<Item = (Range, SlotKey)> + '_ {
     let v4 = observed.services_v4.values().map(|service| (*service, 4));
     let v6 = observed.services_v6.values().map(|service| (*service, 6));
-    v4.chain(v6).filter(|(service, _)| service.slots != 0)
+    let both = |(service, family): (Service, u8)| {
+        let one = |(first, count), set| {
+            let service = service.id;
+            let key = SlotKey {
+                service,
+                family,
+                set,
+            };
+            (Range { first, count }, key)
+        };
+        let [cluster, local] = service.ranges();
+        [one(cluster, SlotSet::Cluster), one(local, SlotSet::Local)]
+    };
+    v4.chain(v6)
+        .flat_map(both)
+        .filter(|(range, _)| range.count != 0)
 }

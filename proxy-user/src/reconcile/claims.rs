@@ -22,7 +22,22 @@ pub(super) struct Claim {
 struct Holder<'s> {
     port: &'s ServicePort,
     class: u8,
-    reach: Reach,
+    access: Access,
+}
+
+/// Who may use a frontend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Access {
+    pub(super) reach: Reach,
+    /// Only clients in the service's ranges.
+    pub(super) restricted: bool,
+}
+
+impl Access {
+    const EVERYBODY: Self = Self {
+        reach: Reach::Everywhere,
+        restricted: false,
+    };
 }
 
 impl Holder<'_> {
@@ -87,6 +102,7 @@ impl<'s> Claims<'s> {
                     address,
                     port: number,
                     reach,
+                    restricted,
                 } => {
                     let claim = Claim {
                         address,
@@ -98,7 +114,7 @@ impl<'s> Claims<'s> {
                         Holder {
                             port,
                             class: 0,
-                            reach,
+                            access: Access { reach, restricted },
                         },
                     );
                 }
@@ -122,7 +138,7 @@ impl<'s> Claims<'s> {
                                 Holder {
                                     port,
                                     class: 1,
-                                    reach: Reach::Everywhere,
+                                    access: Access::EVERYBODY,
                                 },
                             );
                         }
@@ -147,7 +163,7 @@ impl<'s> Claims<'s> {
                                 Holder {
                                     port,
                                     class: 3,
-                                    reach: Reach::Everywhere,
+                                    access: Access::EVERYBODY,
                                 },
                             );
                         }
@@ -167,7 +183,7 @@ impl<'s> Claims<'s> {
                         Holder {
                             port,
                             class: 2,
-                            reach: Reach::Everywhere,
+                            access: Access::EVERYBODY,
                         },
                     );
                 }
@@ -182,8 +198,9 @@ impl<'s> Claims<'s> {
                 return;
             }
             Entry::Occupied(mut entry) if entry.get().port.name == holder.port.name => {
-                let held = entry.get_mut();
-                held.reach = held.reach.max(holder.reach);
+                let held = &mut entry.get_mut().access;
+                held.reach = held.reach.max(holder.access.reach);
+                held.restricted |= holder.access.restricted;
                 return;
             }
             Entry::Occupied(mut entry) => {
@@ -213,14 +230,14 @@ impl<'s> Claims<'s> {
     }
 
     /// What each service port has, by the port's place in memory.
-    pub(super) fn by_port(&self) -> HashMap<*const ServicePort, Vec<(Claim, Reach)>> {
-        let mut by_port: HashMap<*const ServicePort, Vec<(Claim, Reach)>> =
+    pub(super) fn by_port(&self) -> HashMap<*const ServicePort, Vec<(Claim, Access)>> {
+        let mut by_port: HashMap<*const ServicePort, Vec<(Claim, Access)>> =
             HashMap::with_capacity(self.holders.len());
         for (claim, holder) in &self.holders {
             by_port
                 .entry(std::ptr::from_ref(holder.port))
                 .or_default()
-                .push((*claim, holder.reach));
+                .push((*claim, holder.access));
         }
         by_port
     }

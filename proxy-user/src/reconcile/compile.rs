@@ -16,12 +16,13 @@ use proxy_common::{
 };
 
 use super::{
-    Allocation, BackendKey, Exhausted, Facts, Held, Plan,
-    claims::{Claim, Claims},
+    Allocation, BackendKey, Exhausted, Facts, Held, Plan, SlotKey, SlotSet,
+    claims::{Access, Claim, Claims},
     devices, maglev,
 };
 use crate::model::{
-    Algorithm, Endpoint, Notice, Protocol, Reach, ServicePort, Severity, State, usable,
+    Algorithm, Endpoint, Here, Notice, Protocol, Reach, ServicePort, Severity, State,
+    TrafficPolicy, ZONE_LABEL, select,
 };
 
 /// Slots of one service at most, where the choice is at random; weights are scaled down to it.
@@ -72,6 +73,7 @@ pub fn compile(
         report: Report::default(),
         allocation,
         algorithm: options.algorithm,
+        here: here(state, &options.node),
         now,
     };
     compiler.allocation.begin();
@@ -97,6 +99,16 @@ pub fn compile(
     report.notices.extend(claims.notices);
     report.notices.sort();
     (plan, report)
+}
+
+/// What choosing endpoints needs to know of this node.
+fn here<'s>(state: &'s State, node: &'s str) -> Here<'s> {
+    let labels = state.nodes.get(node).map(|node| &node.labels);
+    let zone = labels.and_then(|labels| labels.get(ZONE_LABEL));
+    Here {
+        node,
+        zone: zone.map(String::as_str).filter(|zone| !zone.is_empty()),
+    }
 }
 
 fn settings(facts: &Facts, options: &Options) -> Settings {
@@ -166,18 +178,50 @@ struct Compiler<'a> {
     report: Report,
     allocation: &'a mut Allocation,
     algorithm: Algorithm,
+    here: Here<'a>,
     now: Instant,
 }
 
-/// Where a service's slots of one family are.
+/// Where a service's slots of one family are: first, and how many.
 #[derive(Clone, Copy, Default)]
 struct Slots {
-    first: u32,
-    count: u32,
+    cluster: (u32, u32),
+    local: (u32, u32),
+    /// See [`service_flag::ELSEWHERE`].
+    anywhere: bool,
+}
+
+/// Which sets of slots frontends of one family choose from.
+#[derive(Clone, Copy, Default)]
+struct Uses {
+    cluster: bool,
+    local: bool,
+}
+
+/// Whether who comes from outside, or for an internal address everybody, must stay on this node.
+const fn keeps_local(port: &ServicePort, reach: Reach) -> bool {
+    let policy = match reach {
+        Reach::Cluster => port.terms.policies.internal,
+        Reach::Everywhere => port.terms.policies.external,
+    };
+    matches!(policy, TrafficPolicy::Local)
+}
+
+fn uses(port: &ServicePort, served: &[&(Claim, Access)], v4: bool) -> Uses {
+    let mut uses = Uses::default();
+    for (claim, access) in served {
+        if claim.address.is_ipv4() == v4 {
+            let local = keeps_local(port, access.reach);
+            uses.local |= local;
+            // Pods and processes of this node are led to any node from an external address.
+            uses.cluster |= !local || access.reach == Reach::Everywhere;
+        }
+    }
+    uses
 }
 
 impl Compiler<'_> {
-    fn service_port(&mut self, port: &ServicePort, held: &[(Claim, Reach)]) {
+    fn service_port(&mut self, port: &ServicePort, held: &[(Claim, Access)]) {
         let id = match self.allocation.service(port.name.shared()) {
             Ok(id) => id,
             Err(full) => {
@@ -196,48 +240,53 @@ impl Compiler<'_> {
             .endpoints
             .iter()
             .partition(|endpoint| endpoint.address.is_ipv4());
-        let mut served: Vec<&(Claim, Reach)> = Vec::with_capacity(held.len());
+        let mut served: Vec<&(Claim, Access)> = Vec::with_capacity(held.len());
         for entry in held {
             let endpoints = if entry.0.address.is_ipv4() { &v4 } else { &v6 };
             if self.can_translate(port, &entry.0, endpoints) {
                 served.push(entry);
             }
         }
-        let reached = |v4: bool| {
-            served
-                .iter()
-                .any(|(claim, _)| claim.address.is_ipv4() == v4)
-        };
-        let slots_v4 = self.family(port, id, 4, &v4, reached(true));
-        let slots_v6 = self.family(port, id, 6, &v6, reached(false));
-        let algorithm = match port.algorithm.unwrap_or(self.algorithm) {
-            Algorithm::Random => 0,
-            Algorithm::Maglev => service_flag::MAGLEV,
-        };
-        for (claim, reach) in served {
-            let reach = match reach {
-                Reach::Cluster => 0,
-                Reach::Everywhere => service_flag::EXTERNAL,
-            };
+        let slots_v4 = self.family(port, id, 4, &v4, uses(port, &served, true));
+        let slots_v6 = self.family(port, id, 6, &v6, uses(port, &served, false));
+        for (claim, access) in served {
             let slots = if claim.address.is_ipv4() {
                 slots_v4
             } else {
                 slots_v6
             };
-            let Slots {
-                first: first_slot,
-                count: slots,
-            } = slots;
+            let (first_slot, count) = slots.cluster;
+            let (first_local, local_slots) = slots.local;
             self.frontend(
                 claim,
                 Service {
                     id,
                     first_slot,
-                    slots,
-                    flags: algorithm | reach,
+                    slots: count,
+                    flags: self.flags(port, *access, slots),
+                    first_local,
+                    local_slots,
+                    affinity: 0,
                 },
             );
         }
+    }
+
+    fn flags(&self, port: &ServicePort, access: Access, slots: Slots) -> u32 {
+        let mut flags = match port.algorithm.unwrap_or(self.algorithm) {
+            Algorithm::Random => 0,
+            Algorithm::Maglev => service_flag::MAGLEV,
+        };
+        if access.reach == Reach::Everywhere {
+            flags |= service_flag::EXTERNAL;
+        }
+        if keeps_local(port, access.reach) {
+            flags |= service_flag::LOCAL;
+            if slots.anywhere {
+                flags |= service_flag::ELSEWHERE;
+            }
+        }
+        flags
     }
 
     fn frontend(&mut self, claim: &Claim, service: Service) {
@@ -286,57 +335,85 @@ impl Compiler<'_> {
         false
     }
 
-    /// Adds the backends of one family, and the slots that choose among them if it is `reached`.
+    /// Adds the backends of one family, and the slots that choose among them as far as frontends
+    /// use them.
     fn family(
         &mut self,
         port: &ServicePort,
         id: u32,
         family: u8,
         all: &[&Endpoint],
-        reached: bool,
+        uses: Uses,
     ) -> Slots {
-        let is_usable = usable(all);
-        let mut candidates = Vec::with_capacity(all.len());
-        for endpoint in all {
-            let takes = endpoint.weight != 0 && is_usable(endpoint);
-            let Some(index) = self.backend(port, id, family, endpoint, takes) else {
+        let selection = select(all, self.here);
+        let bit = |places: &[usize], place: usize, bit: u8| {
+            // Places are in order.
+            places.binary_search(&place).map_or(0, |_| bit)
+        };
+        let mut cluster = Vec::with_capacity(selection.cluster.len());
+        let mut local = Vec::with_capacity(selection.local.len());
+        for (place, endpoint) in all.iter().enumerate() {
+            let flags = bit(&selection.serving, place, backend_flag::SERVING)
+                | bit(&selection.cluster, place, backend_flag::CLUSTER)
+                | bit(&selection.local, place, backend_flag::LOCAL);
+            let Some(index) = self.backend(port, id, family, endpoint, flags) else {
                 continue;
             };
-            if takes {
-                let key = identity(endpoint);
-                candidates.push(maglev::Candidate {
-                    key,
-                    weight: endpoint.weight,
-                    index,
-                });
+            let candidate = maglev::Candidate {
+                key: identity(endpoint),
+                weight: endpoint.weight,
+                index,
+            };
+            if flags & backend_flag::CLUSTER != 0 && uses.cluster {
+                cluster.push(candidate);
+            }
+            if flags & backend_flag::LOCAL != 0 && uses.local {
+                local.push(candidate);
             }
         }
-        if candidates.is_empty() || !reached {
-            return Slots::default();
+        let key = |set| SlotKey {
+            service: id,
+            family,
+            set,
+        };
+        Slots {
+            cluster: self.slots(port, key(SlotSet::Cluster), &cluster),
+            local: self.slots(port, key(SlotSet::Local), &local),
+            anywhere: !selection.serving.is_empty(),
+        }
+    }
+
+    /// The slots that choose among candidates: first, and how many.
+    fn slots(
+        &mut self,
+        port: &ServicePort,
+        key: SlotKey,
+        candidates: &[maglev::Candidate],
+    ) -> (u32, u32) {
+        if candidates.is_empty() {
+            return (0, 0);
         }
         let maglev = port.algorithm.unwrap_or(self.algorithm) == Algorithm::Maglev;
         let wanted = if maglev {
-            maglev::table(&candidates)
+            maglev::table(candidates)
         } else {
-            by_weight(&candidates)
+            by_weight(candidates)
         };
-        let mut found = self.allocation.slots(id, family, wanted, self.now);
+        let mut found = self.allocation.slots(key, wanted, self.now);
         if let (true, Err(full)) = (maglev, &found) {
             let advice = "chosen at random instead of by Maglev; raise maps.slots";
             self.exhausted(port, *full, advice);
-            found = self
-                .allocation
-                .slots(id, family, by_weight(&candidates), self.now);
+            found = self.allocation.slots(key, by_weight(candidates), self.now);
         }
         if let Err(full) = found {
             self.exhausted(port, full, "keeps the choices it had; raise maps.slots");
         }
-        let Some((first, range)) = found.ok().or_else(|| self.allocation.held(id, family)) else {
-            return Slots::default();
+        let Some((first, range)) = found.ok().or_else(|| self.allocation.held(key)) else {
+            return (0, 0);
         };
         let count = u32::try_from(range.backends.len()).unwrap_or(u32::MAX);
         self.plan.slots.insert(first, range);
-        Slots { first, count }
+        (first, count)
     }
 
     fn backend(
@@ -345,7 +422,7 @@ impl Compiler<'_> {
         service: u32,
         family: u8,
         endpoint: &Endpoint,
-        takes: bool,
+        flags: u8,
     ) -> Option<u32> {
         let address = match endpoint.address {
             IpAddr::V4(v4) => Addr4::from(v4).widen(),
@@ -371,7 +448,6 @@ impl Compiler<'_> {
                 return None;
             }
         };
-        let flags = if takes { backend_flag::SERVING } else { 0 };
         let backend = Backend {
             generation,
             service,

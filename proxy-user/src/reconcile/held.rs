@@ -29,13 +29,15 @@ pub fn carry(observed: &Observed, held: &Held, plan: &mut Plan) {
         }
     }
     let mut slots = |service: &Service| {
-        if let Some(backends) = observed.slots(service.first_slot, service.slots)
-            && !backends.is_empty()
-        {
-            plan.slots.entry(service.first_slot).or_insert(SlotRange {
-                service: service.id,
-                backends: backends.into(),
-            });
+        for (first, count) in service.ranges() {
+            if let Some(backends) = observed.slots(first, count)
+                && !backends.is_empty()
+            {
+                plan.slots.entry(first).or_insert(SlotRange {
+                    service: service.id,
+                    backends: backends.into(),
+                });
+            }
         }
     };
     let services = observed.services_v4.values();

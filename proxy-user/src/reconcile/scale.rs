@@ -41,6 +41,7 @@ fn state(services: u32, moved: u32) -> State {
             serving: true,
             terminating: false,
             node: None,
+            hints: None,
         });
         let frontends = vec![at(&cluster, 80, Reach::Cluster)];
         let port = service(

@@ -1,6 +1,7 @@
 //! State to plan, plan to operations, and back from the maps.
 
 mod filter;
+mod policy;
 mod properties;
 
 use std::{
@@ -21,7 +22,7 @@ use proxy_common::{
 use super::*;
 use crate::model::{
     Algorithm, Endpoint, Frontend, Kind, Node, ObjectRef, Protocol, Reach, ServiceName,
-    ServicePort, State,
+    ServicePort, State, Terms,
 };
 
 const CAPACITY: Capacity = Capacity {
@@ -72,6 +73,7 @@ fn endpoint(address: &str, port: u16) -> Endpoint {
         serving: true,
         terminating: false,
         node: None,
+        hints: None,
     }
 }
 
@@ -80,6 +82,7 @@ pub(super) fn at(address: &str, port: u16, reach: Reach) -> Frontend {
         address: ip(address),
         port,
         reach,
+        restricted: false,
     }
 }
 
@@ -102,6 +105,7 @@ pub(super) fn service(
         protocol,
         algorithm: None,
         frontends,
+        terms: Terms::default(),
         endpoints,
     }
 }
@@ -367,7 +371,7 @@ fn a_backend_that_stops_serving_keeps_its_generation_and_one_that_goes_does_not(
     let record = |world: &World| world.observed.backends[&index];
     assert_eq!(
         (record(&world).generation, record(&world).flags),
-        (1, backend_flag::SERVING)
+        (1, backend_flag::SERVING | backend_flag::CLUSTER)
     );
 
     world.round(&web(vec![unready, b.clone()]));

@@ -29,7 +29,7 @@ use super::{
     snapshot::{Counts, Snapshot},
 };
 use crate::model::{
-    Kind, Notice, ObjectRef, ServiceName, ServicePort, Severity, State, Unknown, usable,
+    Here, Kind, Notice, ObjectRef, ServiceName, ServicePort, Severity, State, Unknown, select,
 };
 pub use connect::{Access, AccessError};
 pub use health::{Health, KindHealth};
@@ -159,8 +159,8 @@ impl ApiServer {
         };
         let leads = |port: &ServicePort| {
             let endpoints: Vec<_> = port.endpoints.iter().collect();
-            let usable = usable(&endpoints);
-            endpoints.iter().any(|endpoint| usable(endpoint))
+            // Whether anybody serves is the same wherever one looks from.
+            !select(&endpoints, Here::default()).serving.is_empty()
         };
         let of_own = |port: &&Arc<ServicePort>| own(port);
         let leading: BTreeMap<_, _> = state

@@ -11,6 +11,7 @@ use super::kubernetes::{
 };
 use crate::model::{
     Endpoint, Frontend, Kind, Notice, ObjectRef, Reach, ServiceName, ServicePort, Severity, State,
+    Terms,
 };
 use crate::tunnel::choose;
 
@@ -138,6 +139,7 @@ fn add_port(
                 protocol: port.protocol,
                 algorithm: service.algorithm,
                 frontends,
+                terms: service.terms.clone(),
                 endpoints,
             };
             state.services.insert(name, Arc::new(port));
@@ -164,6 +166,7 @@ fn frontends(
             address: *address,
             port: port.port,
             reach,
+            restricted: false,
         }
     };
     let cluster = service.cluster.iter().map(address(Reach::Cluster));
@@ -202,6 +205,7 @@ fn endpoints(
                 serving: endpoint.serving,
                 terminating: endpoint.terminating,
                 node: endpoint.node.clone(),
+                hints: endpoint.hints.clone(),
             }));
         }
     }
@@ -319,6 +323,7 @@ fn add_pod(pod: &PodObject, policy: &Policy, state: &mut State, notices: &mut Ve
                     |f| !matches!(f, Frontend::HostPort { address, .. } if !has(address.is_ipv4())),
                 )
                 .collect(),
+            terms: Terms::default(),
             endpoints: host_port_endpoints(pod, port),
         };
         state.services.insert(name, Arc::new(service));
@@ -336,6 +341,7 @@ fn host_port_endpoints(pod: &PodObject, port: &HostPort) -> Vec<Endpoint> {
         serving: true,
         terminating: false,
         node: pod.node.as_deref().map(Arc::from),
+        hints: None,
     };
     [true, false]
         .into_iter()

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf};
 use tempfile::TempDir;
 
 use super::{assemble::Policy, manifests::Manifests};
-use crate::model::{Endpoint, Frontend, Reach, ServicePort, usable};
+use crate::model::{Endpoint, Frontend, Here, Reach, ServicePort, TrafficPolicy, select};
 
 /// One Service with one slice, each with something added or replaced.
 struct World {
@@ -89,6 +89,7 @@ fn words(port: &ServicePort) -> String {
             address,
             port,
             reach,
+            restricted: _,
         } => {
             let reach = if *reach == Reach::Cluster { "" } else { "!" };
             format!("{address}:{port}{reach}")
@@ -103,9 +104,9 @@ fn words(port: &ServicePort) -> String {
         Frontend::HostPort { address, port } => format!("host {address}:{port}"),
     });
     let all: Vec<&Endpoint> = port.endpoints.iter().collect();
-    let chosen = usable(&all);
-    let endpoints = port.endpoints.iter().map(|e| {
-        let mark = if chosen(e) { "" } else { "?" };
+    let chosen = select(&all, Here::default()).cluster;
+    let endpoints = port.endpoints.iter().enumerate().map(|(place, e)| {
+        let mark = if chosen.contains(&place) { "" } else { "?" };
         let weight = if e.weight == 1 {
             String::new()
         } else {
@@ -114,12 +115,64 @@ fn words(port: &ServicePort) -> String {
         format!("{}:{}{weight}{mark}", e.address, e.port)
     });
     let join = |words: Vec<String>| words.join(" ");
+    let policy = |policy, word: &str| match policy {
+        TrafficPolicy::Cluster => String::new(),
+        TrafficPolicy::Local => format!(" {word} local"),
+    };
     format!(
-        "{} {} > {}",
+        "{} {} > {}{}{}",
         port.name,
         join(frontends.collect()),
-        join(endpoints.collect())
+        join(endpoints.collect()),
+        policy(port.terms.policies.internal, "internal"),
+        policy(port.terms.policies.external, "external"),
     )
+}
+
+#[test]
+fn terms_of_service() {
+    let rows = [
+        ("", ""),
+        ("  internalTrafficPolicy: Cluster\n", ""),
+        ("  internalTrafficPolicy: Local\n", " internal local"),
+        (
+            "  type: NodePort\n  externalTrafficPolicy: Local\n  ports: [{port: 80, nodePort: 30080}]\n",
+            " external local",
+        ),
+        ("  trafficDistribution: PreferSameNode\n", ""),
+    ];
+    for (spec, expected) in rows {
+        let ports = if spec.contains("  ports:") {
+            ""
+        } else {
+            "  ports: [{port: 80}]\n"
+        };
+        let whole =
+            format!("metadata: {{name: web}}\nspec:\n  clusterIP: 10.96.0.1\n{ports}{spec}");
+        let found = World::whole(&whole).ports();
+        let (_, terms) = found[0].split_once("> 10.0.0.1:8080").unwrap();
+        assert_eq!(terms, expected, "{spec}");
+    }
+}
+
+/// Whoever distributes traffic does so by the slices' hints alone.
+#[test]
+fn hints_are_read_from_slices() {
+    let folder = TempDir::new().unwrap();
+    let hinted = slice(
+        "a",
+        "- addresses: [10.0.0.1]\n  hints: {forZones: [{name: east}], forNodes: [{name: n1}, {name: \
+         n2}]}\n- addresses: [10.0.0.2]\n  hints: {}\n",
+    );
+    let world = World::new("").slices([hinted]);
+    let text = format!("{}---\n{}", world.service, world.slices[0]);
+    fs::write(folder.path().join("all.yaml"), text).unwrap();
+    let snapshot = Manifests::new(PathBuf::from(folder.path()), Policy::default()).scan();
+    let port = snapshot.state.services.values().next().unwrap();
+    let hints = port.endpoints[0].hints.as_deref().unwrap();
+    assert_eq!(hints.zones, ["east"]);
+    assert_eq!(hints.nodes, ["n1", "n2"]);
+    assert_eq!(port.endpoints[1].hints, None);
 }
 
 #[test]
@@ -310,15 +363,11 @@ fn what_is_not_served_is_told() {
             "warning: Service default/web: spec.sessionAffinity: ",
         ),
         (
-            "  internalTrafficPolicy: Local\n",
-            "warning: Service default/web: spec.internalTrafficPolicy: ",
-        ),
-        (
             "  loadBalancerSourceRanges: [10.0.0.0/8]\n",
             "warning: Service default/web: spec.loadBalancerSourceRanges: ",
         ),
         (
-            "  trafficDistribution: PreferClose\n",
+            "  trafficDistribution: PreferFar\n",
             "warning: Service default/web: spec.trafficDistribution: ",
         ),
         (
@@ -328,10 +377,6 @@ fn what_is_not_served_is_told() {
         (
             "  externalIPs: [192.0.2.9]\n",
             "error: Service default/web: spec.externalIPs[0]: 192.0.2.9 ",
-        ),
-        (
-            "  externalIPs: [198.51.100.1]\n  externalTrafficPolicy: Local\n",
-            "warning: Service default/web: spec.externalTrafficPolicy: ",
         ),
     ];
     for (spec, expected) in rows {
@@ -381,6 +426,10 @@ fn what_breaks_a_rule_is_refused() {
         (
             "  ipFamilies: [IPv5]\n",
             "spec.ipFamilies[0]: \"IPv5\" is not a family",
+        ),
+        (
+            "  internalTrafficPolicy: Zone\n",
+            "spec.internalTrafficPolicy: \"Zone\" is not a policy",
         ),
     ];
     for (spec, expected) in rows {

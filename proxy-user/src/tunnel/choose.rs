@@ -9,6 +9,7 @@ use super::client::{Forward, Spec};
 use super::object::{Address, ReturnProxy, Selection};
 use super::supervise::Policy;
 use super::trust::Host;
+use crate::model::Terms;
 use crate::model::{
     Endpoint, Frontend, Kind, Node, ObjectRef, Protocol, Reach, ServiceName, ServicePort, State,
 };
@@ -200,7 +201,9 @@ pub fn services(proxy: &ReturnProxy, state: &State) -> Result<Vec<ServicePort>, 
                 address,
                 port,
                 reach: Reach::Cluster,
+                restricted: false,
             }],
+            terms: Terms::default(),
             endpoints: vec![Endpoint {
                 address: backend,
                 port: forward.listen,
@@ -209,6 +212,7 @@ pub fn services(proxy: &ReturnProxy, state: &State) -> Result<Vec<ServicePort>, 
                 serving: true,
                 terminating: false,
                 node: Some(name.into()),
+                hints: None,
             }],
         })
     };

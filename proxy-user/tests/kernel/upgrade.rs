@@ -136,8 +136,19 @@ fn changed_records_begin_anew_with_all_that_refers_to_them() {
 #[test]
 fn versions_that_did_not_say_are_known() {
     let rows: [(u32, &[&str]); 2] = [
-        (1, &["SETTINGS", "DEVICES", "FLOWS_V4", "FLOWS_V6"]),
-        (2, &["SETTINGS"]),
+        (
+            1,
+            &[
+                "SETTINGS",
+                "SLOTS",
+                "SERVICES_V4",
+                "SERVICES_V6",
+                "DEVICES",
+                "FLOWS_V4",
+                "FLOWS_V6",
+            ],
+        ),
+        (2, &["SETTINGS", "SLOTS", "SERVICES_V4", "SERVICES_V6"]),
     ];
     let world = World::new("ks-unsaid");
     let folder = world.folder();

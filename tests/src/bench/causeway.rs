@@ -215,6 +215,7 @@ impl Datapath {
             first_slot,
             slots,
             flags: service_flag::EXTERNAL,
+            ..Service::default()
         };
         self.admit(FilterKind::Destination, address)?;
         let port = Be16::new(port);

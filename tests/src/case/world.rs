@@ -214,6 +214,7 @@ impl World {
             } else {
                 service_flag::EXTERNAL
             },
+            ..Service::default()
         };
         self.services.insert((at, protocol), service);
         self.suspect(FilterKind::Destination, at.ip());
@@ -223,6 +224,23 @@ impl World {
             Reach::Node => None,
         };
         first
+    }
+
+    /// Keeps clients of a service to these of its backends, which are on this node: one slot each. The
+    /// others are elsewhere.
+    pub fn keep_local(&mut self, protocol: u8, at: SocketAddr, backends: &[u32]) {
+        let first_local = 1 + u32::try_from(self.slots.len()).unwrap_or_default();
+        self.slots
+            .extend((first_local..).zip(backends.iter().copied()));
+        let Some(service) = self.services.get_mut(&(at, protocol)) else {
+            return;
+        };
+        service.flags |= service_flag::LOCAL;
+        if service.slots != 0 {
+            service.flags |= service_flag::ELSEWHERE;
+        }
+        service.first_local = first_local;
+        service.local_slots = u32::try_from(backends.len()).unwrap_or_default();
     }
 
     /// A second way to the same backends.

@@ -3,11 +3,12 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::model::{Policies, TrafficPolicy};
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
-    let conditions = (any::<bool>(), any::<bool>(), any::<bool>());
+    let conditions = (any::<bool>(), any::<bool>(), any::<bool>(), 1_u8..3);
     (any::<bool>(), 1_u8..8, 80_u16..82, 0_u16..4, conditions).prop_map(
-        |(v4, last, port, weight, (ready, serving, terminating))| {
+        |(v4, last, port, weight, (ready, serving, terminating, node))| {
             let address = if v4 {
                 format!("10.1.0.{last}")
             } else {
@@ -18,6 +19,7 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
                 ready,
                 serving,
                 terminating,
+                node: Some(format!("worker-{node}").into()),
                 ..endpoint(&address, port)
             }
         },
@@ -37,9 +39,12 @@ fn any_service() -> impl Strategy<Value = ServicePort> {
         }),
     ];
     let endpoints = prop::collection::vec(any_endpoint(), 0..6);
-    let parts = (0_u8..8, any::<bool>(), any::<bool>());
+    let local = || prop_oneof![Just(TrafficPolicy::Cluster), Just(TrafficPolicy::Local)];
+    let policies =
+        (local(), local()).prop_map(|(internal, external)| Policies { internal, external });
+    let parts = (0_u8..8, any::<bool>(), any::<bool>(), policies);
     (parts, prop::collection::vec(frontend, 0..4), endpoints).prop_map(
-        |((name, udp, maglev), mut frontends, mut endpoints)| {
+        |((name, udp, maglev, policies), mut frontends, mut endpoints)| {
             frontends.sort_unstable();
             frontends.dedup();
             endpoints.sort_unstable();
@@ -47,6 +52,7 @@ fn any_service() -> impl Strategy<Value = ServicePort> {
             let protocol = if udp { Protocol::Udp } else { Protocol::Tcp };
             let mut port = service(&format!("s{name}"), protocol, frontends, endpoints);
             port.algorithm = maglev.then_some(Algorithm::Maglev);
+            port.terms.policies = policies;
             port
         },
     )
@@ -109,12 +115,12 @@ proptest! {
 fn check_no_stray(observed: &Observed) {
     let v4 = observed.services_v4.values();
     for service in v4.chain(observed.services_v6.values()) {
-        let slots = observed
-            .slots(service.first_slot, service.slots)
-            .expect("slots were written");
-        for index in slots {
-            let backend = observed.backends.get(index).expect("backends were written");
-            assert!(backend.family == 0 || backend.service == service.id);
+        for (first, count) in service.ranges() {
+            let slots = observed.slots(first, count).expect("slots were written");
+            for index in slots {
+                let backend = observed.backends.get(index).expect("backends were written");
+                assert!(backend.family == 0 || backend.service == service.id);
+            }
         }
     }
 }

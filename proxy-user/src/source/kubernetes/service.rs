@@ -9,7 +9,7 @@ use super::{
     FieldError, HEADLESS_LABEL, PROXY_NAME_LABEL, Remark, address, annotation, label, object_ref,
     port, protocol,
 };
-use crate::model::{Algorithm, Kind, ObjectRef, Protocol};
+use crate::model::{Algorithm, Kind, ObjectRef, Policies, Protocol, Terms, TrafficPolicy};
 
 /// How backends of a Service are chosen.
 const ALGORITHM_ANNOTATION: &str = "causeway.dev/algorithm";
@@ -75,6 +75,9 @@ pub struct ServiceObject {
     pub algorithm: Option<Algorithm>,
     /// `spec.publishNotReadyAddresses`: every endpoint counts as ready.
     pub publish_not_ready: bool,
+    /// On what terms all ports serve.
+    #[serde(default)]
+    pub terms: Terms,
     /// What is to be told.
     #[serde(skip)]
     pub remarks: Vec<Remark>,
@@ -105,6 +108,7 @@ impl ServiceObject {
             ports: Vec::new(),
             algorithm: algorithm(service)?,
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
+            terms: Terms::default(),
             remarks: Vec::new(),
         };
         let kind = service_type(spec)?;
@@ -121,7 +125,9 @@ impl ServiceObject {
         checked.addresses(service, spec, kind)?;
         checked.node_port_families = families(spec, &checked.cluster)?;
         checked.ports = ports(spec, kind, &mut checked.remarks)?;
-        not_served(spec, kind, &mut checked.remarks);
+        checked.terms.policies = policies(spec)?;
+        known_distribution(spec, &mut checked.remarks);
+        not_served(spec, &mut checked.remarks);
         Ok(checked)
     }
 
@@ -333,26 +339,42 @@ fn ports(
     Ok(ports)
 }
 
+fn policies(spec: &ServiceSpec) -> Result<Policies, FieldError> {
+    let one = |field: &str, text: &Option<String>| match text.as_deref() {
+        None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
+        Some("Local") => Ok(TrafficPolicy::Local),
+        Some(other) => {
+            let message = format!("{other:?} is not a policy: write Cluster or Local");
+            Err(FieldError::new(field, message))
+        }
+    };
+    Ok(Policies {
+        internal: one("spec.internalTrafficPolicy", &spec.internal_traffic_policy)?,
+        external: one("spec.externalTrafficPolicy", &spec.external_traffic_policy)?,
+    })
+}
+
+/// What `trafficDistribution` says stands in the slices' hints: whoever writes the slices puts it there.
+fn known_distribution(spec: &ServiceSpec, remarks: &mut Vec<Remark>) {
+    match spec.traffic_distribution.as_deref() {
+        None | Some("" | "PreferClose" | "PreferSameZone" | "PreferSameNode") => {}
+        Some(other) => {
+            let message = format!(
+                "{other:?} is not known here: hints of the slices count; write PreferClose, \
+                 PreferSameZone or PreferSameNode"
+            );
+            remarks.push(Remark::warning("spec.trafficDistribution", message));
+        }
+    }
+}
+
 /// Says what of a Service isn't served yet.
-fn not_served(spec: &ServiceSpec, kind: ServiceType, remarks: &mut Vec<Remark>) {
-    let external = kind != ServiceType::ClusterIp
-        || spec
-            .external_ips
-            .as_ref()
-            .is_some_and(|ips| !ips.is_empty());
+fn not_served(spec: &ServiceSpec, remarks: &mut Vec<Remark>) {
     let mut warn = |field: &str, message: &str| remarks.push(Remark::warning(field, message));
     if spec.session_affinity.as_deref() == Some("ClientIP") {
         let message = "client affinity isn't served yet: each connection chooses anew (the \
                        annotation causeway.dev/algorithm: maglev is not affinity either)";
         warn("spec.sessionAffinity", message);
-    }
-    if external && spec.external_traffic_policy.as_deref() == Some("Local") {
-        let message = "Local isn't served yet: endpoints of all nodes are used, as for Cluster";
-        warn("spec.externalTrafficPolicy", message);
-    }
-    if spec.internal_traffic_policy.as_deref() == Some("Local") {
-        let message = "Local isn't served yet: endpoints of all nodes are used, as for Cluster";
-        warn("spec.internalTrafficPolicy", message);
     }
     if spec
         .load_balancer_source_ranges
@@ -367,9 +389,5 @@ fn not_served(spec: &ServiceSpec, kind: ServiceType, remarks: &mut Vec<Remark>) 
             "spec.healthCheckNodePort",
             "the health check port isn't served yet",
         );
-    }
-    if spec.traffic_distribution.is_some() {
-        let message = "topology hints aren't followed yet: every endpoint takes its share";
-        warn("spec.trafficDistribution", message);
     }
 }

@@ -9,7 +9,7 @@ use super::{
     FieldError, HEADLESS_LABEL, PROXY_NAME_LABEL, Remark, address, annotation, label, object_ref,
     port, protocol,
 };
-use crate::model::{Kind, ObjectRef, Protocol};
+use crate::model::{Hints, Kind, ObjectRef, Protocol};
 
 /// Names the Service that a slice belongs to.
 pub(crate) const SERVICE_LABEL: &str = "kubernetes.io/service-name";
@@ -44,6 +44,9 @@ pub struct SliceEndpoint {
     pub terminating: bool,
     /// The node it runs on.
     pub node: Option<Arc<str>>,
+    /// For whose clients it is meant.
+    #[serde(default)]
+    pub hints: Option<Arc<Hints>>,
 }
 
 /// A checked EndpointSlice.
@@ -105,10 +108,6 @@ impl SliceObject {
         for (i, entry) in entries.iter().enumerate() {
             checked.endpoints.push(endpoint(entry, v4, i)?);
         }
-        if entries.iter().any(|entry| entry.hints.is_some()) {
-            let message = "topology hints aren't followed yet: every endpoint takes its share";
-            checked.remarks.push(Remark::warning("endpoints", message));
-        }
         Ok(checked)
     }
 }
@@ -151,6 +150,18 @@ fn weight(slice: &EndpointSlice) -> Result<u16, FieldError> {
     ))
 }
 
+/// `hints`; none if they name nobody.
+fn hints(entry: &Endpoint) -> Option<Arc<Hints>> {
+    let given = entry.hints.as_ref()?;
+    let nodes = given.for_nodes.iter().flatten().map(|n| n.name.clone());
+    let zones = given.for_zones.iter().flatten().map(|z| z.name.clone());
+    let hints = Hints {
+        nodes: nodes.collect(),
+        zones: zones.collect(),
+    };
+    (hints != Hints::default()).then(|| hints.into())
+}
+
 fn endpoint(entry: &Endpoint, v4: bool, i: usize) -> Result<SliceEndpoint, FieldError> {
     // Only the first address counts, as for kube-proxy.
     let field = format!("endpoints[{i}].addresses[0]");
@@ -178,5 +189,6 @@ fn endpoint(entry: &Endpoint, v4: bool, i: usize) -> Result<SliceEndpoint, Field
         serving: conditions.and_then(|c| c.serving).unwrap_or(true),
         terminating: conditions.and_then(|c| c.terminating).unwrap_or(false),
         node: entry.node_name.as_deref().map(Arc::from),
+        hints: hints(entry),
     })
 }

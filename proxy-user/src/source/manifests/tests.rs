@@ -516,6 +516,7 @@ fn reads_the_demo_as_it_is_meant() {
         address: address.parse().unwrap(),
         port: 80,
         reach,
+        restricted: false,
     };
     let expected = [
         at("10.96.0.10", Reach::Cluster),

@@ -40,6 +40,10 @@ impl Sender {
     pub(super) fn send(&self, ifindex: u32, frame: &[u8]) -> Result<()> {
         let device = self.devices.get(&ifindex).context("no such device")?;
         let sent = sendto(self.socket.as_raw_fd(), frame, device, MsgFlags::empty());
+        // What a program drops at egress the kernel tells the sender (`net_xmit_errno`).
+        if sent == Err(Errno::ENOBUFS) {
+            return Ok(());
+        }
         let sent =
             sent.with_context(|| format!("sending {} bytes by device {ifindex}", frame.len()))?;
         ensure!(sent == frame.len(), "a frame was sent in part");
