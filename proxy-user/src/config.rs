@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use proxy_cni::record::is_pod_device;
 use proxy_common::abi::{DeviceRole, MAPS};
 use wildmatch::WildMatch;
 
@@ -163,6 +164,15 @@ impl Default for Source {
     }
 }
 
+/// What this node does for its pods' networks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodNetworkConfig {
+    /// Pods get their network from `causeway-cni`.
+    pub enabled: bool,
+    /// This node has routes to the pods of others.
+    pub routes: bool,
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -196,6 +206,8 @@ pub struct Config {
     pub node_port_ranges: Vec<ipnet::IpNet>,
     /// When flows are forgotten.
     pub timeouts: FlowTimeouts,
+    /// Pods' networks.
+    pub pod_network: PodNetworkConfig,
 }
 
 impl Config {
@@ -219,7 +231,7 @@ impl Config {
         let matches = |patterns: &[WildMatch]| patterns.iter().any(|p| p.matches(device));
         if matches(&self.uplinks) {
             DeviceRole::Uplink
-        } else if matches(&self.pods) {
+        } else if matches(&self.pods) || (self.pod_network.enabled && is_pod_device(device)) {
             DeviceRole::Pod
         } else {
             DeviceRole::Unknown

@@ -2,7 +2,8 @@
 //! under /proc/sys that services depend on.
 
 pub mod devices;
-pub mod netlink;
 pub mod route;
 pub mod sysctl;
 pub mod watch;
+
+pub use proxy_cni::netlink;

@@ -4,13 +4,22 @@ use anyhow::Result;
 
 use crate::process;
 
-/// Builds the daemon.
+/// Builds the daemon and the CNI plugin.
 pub(crate) fn build(release: bool) -> Result<()> {
     let mut cargo = process::cargo();
     cargo.args(["build", "--package", "proxy-user", "--bin", "causeway"]);
     if release {
         cargo.arg("--release");
     }
+    process::run(&mut cargo)?;
+    // The plugin runs on the host, whatever C library that has: it brings its own. With `rustc` only
+    // the executable itself is linked so, not build scripts and macros.
+    let mut cargo = process::cargo();
+    cargo.args(["rustc", "--package", "proxy-cni", "--bin", "causeway-cni"]);
+    if release {
+        cargo.arg("--release");
+    }
+    cargo.args(["--", "-Ctarget-feature=+crt-static"]);
     process::run(&mut cargo)
 }
 

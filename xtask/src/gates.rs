@@ -14,12 +14,13 @@ use crate::{process, workspace};
 const LONGEST_FILE: usize = 600;
 
 /// Which crates of the workspace a crate may depend on.
-const DIRECTION: [(&str, &[&str]); 6] = [
+const DIRECTION: [(&str, &[&str]); 7] = [
     ("bench-ebpf", &["proxy-common"]),
+    ("proxy-cni", &[]),
     ("proxy-common", &[]),
     ("proxy-ebpf", &["proxy-common"]),
-    ("proxy-user", &["proxy-common"]),
-    ("proxy-tests", &["proxy-common", "proxy-user"]),
+    ("proxy-user", &["proxy-cni", "proxy-common"]),
+    ("proxy-tests", &["proxy-cni", "proxy-common", "proxy-user"]),
     ("xtask", &[]),
 ];
 

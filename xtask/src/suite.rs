@@ -72,6 +72,9 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
         tally += cargo_test("the daemon against the kernel", |cargo| {
             cargo.args(["--package", "proxy-user", "--test", "*"]);
         })?;
+        tally += cargo_test("the CNI plugin against the kernel", |cargo| {
+            cargo.args(["--package", "proxy-cni", "--test", "*"]);
+        })?;
     }
     if is(Suite::Kernel) && !datapath.is_empty() {
         tally += cargo_test("the datapath against the kernel", |cargo| {
@@ -79,12 +82,16 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
         })?;
     }
     if is(Suite::Wire) && !wire.is_empty() {
-        // The daemon that the tests start.
+        // The daemon and the plugin that the tests start.
         process::run(process::cargo_for_tests("build").args([
             "--package",
             "proxy-user",
+            "--package",
+            "proxy-cni",
             "--bin",
             "causeway",
+            "--bin",
+            "causeway-cni",
         ]))?;
         tally += cargo_test("wire", |cargo| {
             cargo.args(["--package", "proxy-tests"]);

@@ -34,6 +34,8 @@ pub(super) struct File {
     pub(super) maps: Maps,
     #[serde(default)]
     pub(super) api: Api,
+    #[serde(default)]
+    pub(super) pod_network: PodNetwork,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -120,4 +122,11 @@ pub(super) struct Maps {
 #[serde(deny_unknown_fields)]
 pub(super) struct Api {
     pub(super) socket: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PodNetwork {
+    pub(super) enabled: Option<bool>,
+    pub(super) routes: Option<bool>,
 }

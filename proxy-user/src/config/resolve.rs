@@ -9,7 +9,10 @@ use std::{
 use toml::Spanned;
 use wildmatch::WildMatch;
 
-use super::{Config, ConfigError, FlowTimeouts, MapSizes, Problem, Source, VERSION, XdpMode, file};
+use super::{
+    Config, ConfigError, FlowTimeouts, MapSizes, PodNetworkConfig, Problem, Source, VERSION,
+    XdpMode, file,
+};
 use crate::model::Algorithm;
 
 mod source;
@@ -68,6 +71,10 @@ pub(super) fn resolve(
         socket: check.socket(parsed.api.socket.as_ref(), &instance),
         node_port_ranges: check.ranges("node.port_ranges", &parsed.node.port_ranges),
         timeouts: check.timeouts(&parsed.flows),
+        pod_network: PodNetworkConfig {
+            enabled: parsed.pod_network.enabled.unwrap_or(false),
+            routes: parsed.pod_network.routes.unwrap_or(true),
+        },
         instance,
     };
     if check.problems.is_empty() {

@@ -25,6 +25,7 @@ use crate::kernel::devices;
 use crate::kernel::netlink::Netlink;
 use crate::kernel::sysctl::{Finding, Sysctl};
 use crate::model::Notice;
+use crate::pod_network::PodNetwork;
 use crate::reconcile::{
     Allocation, Facts, Observed, Op, Options, Plan, carry, clear_filter, compile, diff,
 };
@@ -79,7 +80,11 @@ pub struct Engine {
     plan: Arc<Plan>,
     sweeper: Sweeper,
     clock: Clock,
+    /// What the source gave.
+    given: Arc<Snapshot>,
+    /// That, with what pods' networks add.
     snapshot: Arc<Snapshot>,
+    pods: PodNetwork,
     unconfirmed: Unconfirmed,
     /// What the maps were last written by; none: they must be written.
     written: Option<Facts>,
@@ -136,6 +141,8 @@ impl Engine {
             clock,
             folder.clone(),
         ));
+        let mut pods = PodNetwork::default();
+        pods.set_config(&config);
         Ok(Self {
             netlink: Netlink::connect().map_err(StartError::Probe)?,
             sysctl: Sysctl::default(),
@@ -145,7 +152,9 @@ impl Engine {
             plan: Arc::default(),
             sweeper: Sweeper::new(config.timeouts, clock, ticks),
             clock,
+            given: Arc::default(),
             snapshot: Arc::default(),
+            pods,
             unconfirmed,
             written: None,
             notices: Arc::default(),
@@ -167,13 +176,19 @@ impl Engine {
     pub fn set_config(&mut self, config: Arc<Config>) {
         self.sweeper.set_timeouts(config.timeouts);
         self.settled.clear();
+        self.pods.set_config(&config);
         self.config = config;
-        self.written = None;
+        self.merge();
     }
 
     /// Takes over what the source gave.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
-        self.snapshot = snapshot;
+        self.given = snapshot;
+        self.merge();
+    }
+
+    fn merge(&mut self) {
+        self.snapshot = self.pods.with_host_ports(&self.given, &self.config.node);
         self.written = None;
     }
 
@@ -191,6 +206,9 @@ impl Engine {
     /// Makes the kernel's side what is desired. Says whether something is still to be done.
     pub fn round(&mut self) -> Result<bool, RoundError> {
         let began = Instant::now();
+        if self.pods.read() {
+            self.merge();
+        }
         let mut look = self.look()?;
         let mut outcome = self.write(&look.facts)?;
         let mut attached = self.attachments.sync(&look.targets)?;
@@ -211,6 +229,13 @@ impl Engine {
             ..
         } = look;
         findings.extend(self.settle(&facts));
+        findings.extend(self.pods.attend(
+            &self.config,
+            &self.snapshot.state,
+            &facts,
+            &attached,
+            (&mut self.netlink, &self.sysctl),
+        ));
         let unfinished = !outcome.failures.is_empty()
             || outcome.waiting > 0
             || attached.iter().any(|device| !device.problems.is_empty());

@@ -20,6 +20,8 @@ use crate::config::{Config, ConfigError, Source};
 use crate::dataplane::PinFolder;
 use crate::dataplane::lock::{InstanceLock, LockError};
 use crate::kernel::watch::Watch as KernelWatch;
+use crate::pod_network;
+use crate::source::manifests::Watch as FolderWatch;
 use crate::source::snapshot::Snapshot;
 
 /// Changes of devices that come together are taken together: no change for so long ends them.
@@ -110,6 +112,8 @@ where
         .await
         .map_err(ended("start"))??;
     let view = engine.view();
+    // The engine has made the folder.
+    let pods = watch_pods(&config);
     let server = tokio::spawn(serve(Arc::clone(&view), config, stopped));
     let daemon = Daemon {
         file: file.to_owned(),
@@ -117,6 +121,7 @@ where
         view,
         engine: Some(engine),
         kernel,
+        pods,
         snapshots,
         source,
         server,
@@ -171,6 +176,7 @@ impl Signals {
 enum Event {
     Snapshot(Arc<Snapshot>),
     Devices,
+    Pods,
     Sweep,
     Look,
     Reload,
@@ -184,6 +190,8 @@ struct Daemon {
     /// Away while a round runs on another thread.
     engine: Option<Engine>,
     kernel: KernelWatch,
+    /// The records of pods' networks; none: there are none.
+    pods: Option<FolderWatch>,
     snapshots: mpsc::Receiver<Arc<Snapshot>>,
     source: JoinHandle<()>,
     server: JoinHandle<()>,
@@ -231,6 +239,7 @@ impl Daemon {
                     self.settle_devices().await?;
                     self.round(|_| ()).await?;
                 }
+                Event::Pods => self.round(|_| ()).await?,
                 Event::Reload => self.reload().await?,
                 Event::Look => {
                     let reread = Instant::now() >= due.reread;
@@ -271,6 +280,7 @@ impl Daemon {
                 Ok(()) => Ok(Event::Devices),
                 Err(source) => Err(RunError::Subscribe { what: "netlink", source }),
             },
+            () = changed(&mut self.pods), if self.ready => Ok(Event::Pods),
             ended = &mut self.server => Err(RunError::Ended { part: "api", source: ended.err() }),
             () = until(again) => Ok(Event::Look),
             () = until(Some(due.sweep)), if self.ready => Ok(Event::Sweep),
@@ -376,9 +386,33 @@ fn restart_needed(old: &Config, new: &Config) -> Option<&'static str> {
             old.external_ranges != new.external_ranges,
         ),
         ("api.socket", old.socket != new.socket),
+        (
+            "pod_network.enabled",
+            old.pod_network.enabled != new.pod_network.enabled,
+        ),
     ]
     .into_iter()
     .find_map(|(key, changed)| changed.then_some(key))
+}
+
+/// Waits until records of pods' networks may have changed.
+async fn changed(pods: &mut Option<FolderWatch>) {
+    match pods {
+        // One event of a change that is not waited for to its end is enough: each round reads all.
+        Some(watch) => watch.changed().await,
+        None => pending().await,
+    }
+}
+
+fn watch_pods(config: &Config) -> Option<FolderWatch> {
+    if !config.pod_network.enabled {
+        return None;
+    }
+    let folder = pod_network::records(config);
+    Some(FolderWatch::new(&folder).unwrap_or_else(|error| {
+        tracing::warn!(%error, "pods' networks are looked at from time to time instead");
+        FolderWatch::polling()
+    }))
 }
 
 pub(super) async fn until(time: Option<Instant>) {

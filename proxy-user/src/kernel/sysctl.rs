@@ -119,6 +119,32 @@ impl Sysctl {
         self.write(RESERVED, &format!("{wanted}\n"))
     }
 
+    /// Lets this node forward IPv4. Says whether it had to be changed.
+    pub fn forward_v4(&self) -> Result<bool, SysctlError> {
+        self.switch_on("ipv4/ip_forward")
+    }
+
+    /// Lets this node forward IPv6. A device that learns its addresses and routes from routers
+    /// (`accept_ra` is 1) would stop doing so then; `uplinks` go on (2). Says whether it had to be
+    /// changed.
+    pub fn forward_v6(&self, uplinks: &[&str]) -> Result<bool, SysctlError> {
+        for device in uplinks {
+            let name = format!("ipv6/conf/{device}/accept_ra");
+            if self.read(&name)? == "1" {
+                self.write(&name, "2")?;
+            }
+        }
+        self.switch_on("ipv6/conf/all/forwarding")
+    }
+
+    fn switch_on(&self, name: &str) -> Result<bool, SysctlError> {
+        let off = self.read(name)? == "0";
+        if off {
+            self.write(name, "1")?;
+        }
+        Ok(off)
+    }
+
     /// The ports that the kernel gives to sockets that ask for any port.
     #[must_use]
     pub fn local_ports(&self) -> Option<RangeInclusive<u16>> {
@@ -266,6 +292,22 @@ mod tests {
         assert!(sysctl.accept_local("lo").unwrap());
         assert_eq!(sysctl.read("ipv4/conf/lo/accept_local").unwrap(), "1");
         assert!(!sysctl.accept_local("lo").unwrap());
+    }
+
+    #[test]
+    fn uplinks_that_listen_to_routers_go_on_when_the_node_forwards() {
+        let (_folder, sysctl) = tree(&[
+            ("ipv4/ip_forward", "0"),
+            ("ipv6/conf/all/forwarding", "0"),
+            ("ipv6/conf/eth0/accept_ra", "1"),
+            ("ipv6/conf/eth1/accept_ra", "0"),
+        ]);
+        assert!(sysctl.forward_v4().unwrap() && !sysctl.forward_v4().unwrap());
+        assert!(sysctl.forward_v6(&["eth0", "eth1"]).unwrap());
+        assert!(!sysctl.forward_v6(&["eth0", "eth1"]).unwrap());
+        let after = |device| sysctl.read(&format!("ipv6/conf/{device}/accept_ra"));
+        assert_eq!([after("eth0").unwrap(), after("eth1").unwrap()], ["2", "0"]);
+        assert_eq!(sysctl.read("ipv6/conf/all/forwarding").unwrap(), "1");
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Cluster {
     /// Writes the configurations and starts all daemons; returns when each is ready. The manifests
     /// are those in [`Self::manifests_of`] the world, which must hold the Nodes at least.
     pub fn start(world: World, binary: &Path, hook: Hook) -> Result<Self> {
+        Self::start_with(world, binary, hook, "")
+    }
+
+    /// The same, with more at the end of each configuration.
+    pub fn start_with(world: World, binary: &Path, hook: Hook, more: &str) -> Result<Self> {
         if hook == Hook::Xdp {
             polling::prepare(&world)?;
         }
@@ -72,7 +77,7 @@ impl Cluster {
             markers: AtomicU32::new(0),
         };
         for node in cluster.world.layout().nodes() {
-            let daemon = Daemon::configure(&cluster.world, node, binary, hook)?;
+            let daemon = Daemon::configure(&cluster.world, node, binary, (hook, more))?;
             cluster.daemons.push(daemon);
         }
         for daemon in &mut cluster.daemons {
@@ -206,7 +211,12 @@ impl Daemon {
         serde_json::from_str(&text).with_context(|| format!("`{arguments:?}` printed `{text}`"))
     }
 
-    fn configure(world: &World, node: u8, binary: &Path, hook: Hook) -> Result<Self> {
+    fn configure(
+        world: &World,
+        node: u8,
+        binary: &Path,
+        (hook, more): (Hook, &str),
+    ) -> Result<Self> {
         let directory = world.node_directory(node);
         let daemon = Self {
             node,
@@ -216,7 +226,7 @@ impl Daemon {
             socket: directory.join("causeway.sock"),
             process: None,
         };
-        fs::write(&daemon.config, daemon.toml(world, hook)?)?;
+        fs::write(&daemon.config, daemon.toml(world, hook)? + more)?;
         Ok(daemon)
     }
 
