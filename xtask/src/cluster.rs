@@ -235,6 +235,12 @@ fn apply(programs: &Programs, manifest: &str) -> Result<()> {
     .map(drop)
 }
 
+/// The program with every part of Kubernetes; it is built if it is not there.
+pub(crate) fn kubernetes() -> Result<std::path::PathBuf> {
+    let _held = programs::lock()?;
+    Ok(Programs::build()?.path(programs::KUBERNETES))
+}
+
 /// Ends everything and removes what it made.
 pub(crate) fn down() -> Result<()> {
     let _held = programs::lock()?;

@@ -13,6 +13,9 @@ use crate::{process, vm, workspace};
 /// Test target of the tests crate that runs the cases on the host and in the running kernel.
 pub(crate) const DATAPATH: &str = "datapath";
 
+/// Test target of the tests crate that runs the source against a real API server.
+const APISERVER: &str = "apiserver";
+
 /// Which tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Suite {
@@ -67,7 +70,12 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
         })?;
     }
     let targets = test_targets()?;
-    let (datapath, wire): (Vec<_>, Vec<_>) = targets.into_iter().partition(|name| name == DATAPATH);
+    let (datapath, others): (Vec<_>, Vec<_>) =
+        targets.into_iter().partition(|name| name == DATAPATH);
+    let wire: Vec<_> = others
+        .into_iter()
+        .filter(|name| name != APISERVER)
+        .collect();
     if is(Suite::Kernel) {
         tally += cargo_test("the daemon against the kernel", |cargo| {
             cargo.args(["--package", "proxy-user", "--test", "*"]);
@@ -104,6 +112,15 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
         tally += vm::run(matrix)?;
     }
     if suite == Suite::Cluster {
+        let kubernetes = cluster::kubernetes()?;
+        tally += cargo_test("the source against an API server", |cargo| {
+            cargo.env("CAUSEWAY_KUBERNETES", &kubernetes).args([
+                "--package",
+                "proxy-tests",
+                "--test",
+                APISERVER,
+            ]);
+        })?;
         tally += cluster::trial(Network::Reference)?;
     }
     Ok(tally)
