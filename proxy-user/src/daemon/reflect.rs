@@ -97,9 +97,9 @@ impl Follower {
                 () = self.saving.done() => {}
             }
         }
-        // What has changed since it was last saved.
-        if self.saving.at().is_some() {
-            self.saving.done_now().await;
+        // What is being saved, and what has changed since.
+        self.saving.done_now().await;
+        if self.saving.needed {
             self.save();
             self.saving.done_now().await;
         }
