@@ -8,6 +8,7 @@ mod check;
 mod documents;
 mod output;
 mod pages;
+mod plugin;
 mod rows;
 mod run;
 mod show;
@@ -106,6 +107,7 @@ fn dispatch<W: Write>(arguments: &Arguments, output: &mut Output<W>) -> anyhow::
         Command::Tunnel(tunnel) => tunnel::tunnel(arguments, tunnel, output),
         Command::Check(check) => check::check(check, output),
         Command::Detach(detach) => run::detach(arguments, detach, output),
+        Command::Plugin(verb) => plugin::plugin(verb, output),
         Command::Completions { shell } => pages::completions(*shell, output),
         Command::Man { directory } => pages::man(directory.as_deref(), output),
     }

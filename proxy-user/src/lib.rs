@@ -11,6 +11,7 @@ pub mod explain;
 pub mod inspect;
 pub mod kernel;
 pub mod model;
+pub mod plugin;
 pub mod pod_network;
 pub mod reconcile;
 pub mod simulation;

@@ -4,6 +4,7 @@
 //! containerd and runc are Debian's. Each host is a set of namespaces; the one that this program
 //! runs in stays as it is.
 
+mod causeway;
 mod control;
 mod host;
 mod identity;
@@ -15,6 +16,7 @@ mod remains;
 mod switch;
 mod trial;
 
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -22,8 +24,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, bail};
 use serde::Deserialize;
 
-use crate::process;
 use crate::setup::{self, Purpose};
+use crate::{dist, process};
 use control::Control;
 use host::Host;
 use identity::Identities;
@@ -80,6 +82,8 @@ pub(crate) struct Options {
 pub(crate) enum Network {
     /// The reference CNI plugins, and kube-proxy with nftables
     Reference,
+    /// Causeway alone: neither another CNI plugin nor kube-proxy
+    Causeway,
     /// Nothing: nodes stay unready until a network is installed
     None,
 }
@@ -103,6 +107,10 @@ pub(crate) fn up(options: Options) -> Result<()> {
     setup::run(Purpose::Cluster)?;
     let _held = programs::lock()?;
     let programs = Programs::build()?;
+    let mut images = programs.images();
+    if options.network == Network::Causeway {
+        images.push(dist::run()?);
+    }
     if !Remains::find()?.is_empty() {
         println!("taking down the cluster that is there");
         remains::remove()?;
@@ -122,7 +130,7 @@ pub(crate) fn up(options: Options) -> Result<()> {
     Host::start(Place::Outside)?;
     Control::start(&programs, &identities)?;
     step("API server answers");
-    let nodes = start_nodes(options.nodes, &programs, &identities)?;
+    let nodes = start_nodes(options.nodes, &images, &programs, &identities)?;
     step("containerd and kubelets run");
     let nodes = with_ranges(nodes, &programs)?;
     for (node, ranges) in &nodes {
@@ -136,6 +144,7 @@ pub(crate) fn up(options: Options) -> Result<()> {
     apply(&programs, COREDNS)?;
     match options.network {
         Network::None => return Ok(()),
+        Network::Causeway => causeway::install(&nodes, &programs)?,
         Network::Reference => reference::install(&nodes, &programs, &identities)?,
     }
     process::quiet(control::kubectl(&programs)?.args([
@@ -158,10 +167,15 @@ pub(crate) fn up(options: Options) -> Result<()> {
 }
 
 /// All at once: most of their time goes into images.
-fn start_nodes(count: u8, programs: &Programs, identities: &Identities) -> Result<Vec<Node>> {
+fn start_nodes(
+    count: u8,
+    images: &[PathBuf],
+    programs: &Programs,
+    identities: &Identities,
+) -> Result<Vec<Node>> {
     thread::scope(|scope| {
         let starting: Vec<_> = (1..=count)
-            .map(|number| scope.spawn(move || Node::start(number, programs, identities)))
+            .map(|number| scope.spawn(move || Node::start(number, images, programs, identities)))
             .collect();
         starting
             .into_iter()

@@ -14,6 +14,7 @@ mod toolchain;
 mod binaries;
 mod ci;
 mod cluster;
+mod dist;
 mod doctor;
 mod gates;
 mod image;
@@ -92,6 +93,8 @@ enum Verb {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Build what users get: static executables, an image without a shell, manifests (target/dist)
+    Dist,
     /// A real Kubernetes cluster on this machine, in namespaces
     Cluster {
         #[command(subcommand)]
@@ -133,6 +136,10 @@ fn run(verb: Verb) -> Result<ExitCode> {
         Verb::Bench { arguments } => {
             setup::run(Purpose::World)?;
             binaries::run("bench", None, &arguments)?;
+        }
+        Verb::Dist => {
+            setup::run(Purpose::Dist)?;
+            dist::run()?;
         }
         Verb::Cluster { verb } => return cluster::run(verb),
         Verb::Ci => return Ok(ci::run()),

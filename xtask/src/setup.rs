@@ -19,6 +19,8 @@ pub(crate) use rust::COMPONENT_REMEDY;
 pub(crate) enum Purpose {
     /// Build everything, the kernel object too
     Build,
+    /// and build static executables and an image
+    Dist,
     /// and run worlds of network namespaces (demo, bench, wire tests)
     World,
     /// and run a Kubernetes cluster
@@ -30,8 +32,13 @@ pub(crate) enum Purpose {
 impl Purpose {
     /// True if this needs what `need` needs.
     fn covers(self, need: Self) -> bool {
-        // A cluster's containerd is in the way of those who have Docker's.
-        need <= self && (self, need) != (Self::All, Self::Cluster)
+        match self {
+            Self::Build | Self::World => need == Self::Build || need == self,
+            Self::Dist => matches!(need, Self::Build | Self::Dist),
+            Self::Cluster => need != Self::All,
+            // A cluster's containerd is in the way of those who have Docker's.
+            Self::All => !matches!(need, Self::Dist | Self::Cluster),
+        }
     }
 }
 
@@ -68,6 +75,12 @@ const STEPS: &[Step] = &[
         why: "core is built from source for BPF, which the pinned stable compiler does not do",
         missing: rust::missing_compiler,
         install: rust::install_compiler,
+    },
+    Step {
+        name: "musl target",
+        why: "Rust's library for static executables",
+        missing: rust::missing_target,
+        install: rust::install_target,
     },
     Step {
         name: "cargo-deny",

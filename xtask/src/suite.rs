@@ -121,7 +121,9 @@ pub(crate) fn count(suite: Suite, matrix: &vm::Options) -> Result<Tally> {
                 APISERVER,
             ]);
         })?;
-        tally += cluster::trial(Network::Reference)?;
+        for network in [Network::Reference, Network::Causeway] {
+            tally += cluster::trial(network)?;
+        }
     }
     Ok(tally)
 }

@@ -8,12 +8,9 @@ use std::path::{Path, PathBuf};
 use std::thread;
 
 use nix::sched::{CloneFlags, setns};
-use nix::sys::statfs::fstatfs;
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 
 use crate::error::{CniError, Code};
-
-/// `NSFS_MAGIC` of linux/magic.h.
-const NSFS: i64 = 0x6e73_6673;
 
 /// An open namespace, which lives for as long as this does.
 #[derive(Debug)]
@@ -36,7 +33,7 @@ impl Sandbox {
         };
         // Of a namespace that has been removed, the mount point stays for a moment.
         let status = fstatfs(&file).map_err(|errno| refuse(&errno.to_string()))?;
-        if status.filesystem_type().0 != NSFS {
+        if status.filesystem_type() != NSFS_MAGIC {
             return Ok(None);
         }
         let place = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());

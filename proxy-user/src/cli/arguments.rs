@@ -96,6 +96,9 @@ pub(super) enum Command {
     ///
     /// Works without a daemon. A daemon that runs would put everything back.
     Detach(Detach),
+    /// Puts the CNI plugin on this node, or takes it away.
+    #[command(subcommand)]
+    Plugin(super::plugin::Plugin),
     /// Prints a completion script for a shell.
     Completions {
         /// The shell.

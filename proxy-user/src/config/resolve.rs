@@ -23,6 +23,9 @@ const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 /// Source ports that translation claims unless it is told otherwise.
 const NAT_PORTS: RangeInclusive<u16> = 61_000..=65_535;
 
+/// Environment variable that names this node where `node.name` does not.
+const NODE_NAME: &str = "CAUSEWAY_NODE_NAME";
+
 /// Longest name of a network device (`IFNAMSIZ` less the final zero).
 const DEVICE_NAME_BYTES: usize = 15;
 
@@ -168,6 +171,13 @@ impl Check<'_> {
                 );
             }
             return text.get_ref().clone();
+        }
+        // In a pod, the API server knows better than the host (deploy/kubernetes/causeway.yaml).
+        if let Some(name) = std::env::var(NODE_NAME)
+            .ok()
+            .filter(|name| !name.is_empty())
+        {
+            return name;
         }
         // As the kubelet does: the kernel's host name in lower case.
         let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

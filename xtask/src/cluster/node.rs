@@ -25,18 +25,22 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// Starts it with the images of the cluster; it registers by itself.
-    pub(crate) fn start(number: u8, programs: &Programs, identities: &Identities) -> Result<Self> {
+    /// Starts it with images from these archives; it registers by itself.
+    pub(crate) fn start(
+        number: u8,
+        images: &[PathBuf],
+        programs: &Programs,
+        identities: &Identities,
+    ) -> Result<Self> {
         let host = Host::start(Place::Node(number))?;
         let node = Self { host, number };
         node.containerd()?;
-        node.import(&programs.images())?;
+        node.import(images)?;
         node.kubelet(programs, identities)?;
         Ok(node)
     }
 
-    /// Makes images from archives.
-    pub(crate) fn import(&self, archives: &[PathBuf]) -> Result<()> {
+    fn import(&self, archives: &[PathBuf]) -> Result<()> {
         for archive in archives {
             let mut ctr = self.host.command("ctr");
             ctr.args(["--namespace=k8s.io", "images", "import"])

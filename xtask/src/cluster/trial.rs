@@ -20,6 +20,8 @@ const MANIFEST: &str = include_str!("../../../tests/cluster/manifests/trial.yaml
 /// Starts a cluster, tries it, and takes it down.
 pub(crate) fn run(network: Network) -> Result<Tally> {
     println!("\n== tests: cluster, network {network:?}");
+    // One that somebody left would be missed afterwards.
+    super::down()?;
     let before = Surroundings::look()?;
     let mut tally = Tally::default();
     let start = Instant::now();

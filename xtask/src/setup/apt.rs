@@ -74,6 +74,11 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "openssl",
         "certificates, and which one a server shows",
     ),
+    (
+        Purpose::Dist,
+        "musl-tools",
+        "a C compiler for static executables",
+    ),
     (Purpose::Cluster, "etcd-server", "what the API server keeps"),
     (
         Purpose::Cluster,

@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Result, bail};
 
 use super::{Purpose, apt};
-use crate::process;
 use crate::toolchain::{Compiler, LINKER_VERSION, Linker, Missing};
+use crate::{dist, process, workspace};
 
 /// LLVM's release that Debian 12 ships newest and that `bpf-linker` is built with.
 const LLVM: u32 = 22;
@@ -44,6 +44,32 @@ pub(super) fn missing_components(purpose: Purpose) -> Option<String> {
 /// Adds them.
 pub(super) fn install_components(_: Purpose) -> Result<()> {
     process::run(process::command("rustup").args(["component", "add", "clippy", "rustfmt"]))
+}
+
+/// The pinned toolchain has no library for static executables.
+pub(super) fn missing_target(purpose: Purpose) -> Option<String> {
+    let target = dist::target();
+    let library = || {
+        let mut rustc = process::command("rustc");
+        rustc.current_dir(workspace::root()).args([
+            "--print",
+            "target-libdir",
+            "--target",
+            &target,
+        ]);
+        process::answer(&mut rustc).is_some_and(|folder| Path::new(folder.trim()).is_dir())
+    };
+    let present = !purpose.covers(Purpose::Dist) || library();
+    (!present).then(|| format!("{target} is not in the pinned toolchain"))
+}
+
+/// Adds it.
+pub(super) fn install_target(_: Purpose) -> Result<()> {
+    process::run(
+        process::command("rustup")
+            .current_dir(workspace::root())
+            .args(["target", "add", &dist::target()]),
+    )
 }
 
 /// The linker is nowhere.
