@@ -4,6 +4,7 @@
 //! name, so that two versions never read each other's records.
 
 mod address;
+mod client;
 mod device;
 mod flow;
 mod frontend;
@@ -11,6 +12,7 @@ mod registry;
 mod settings;
 
 pub use address::{Addr4, Addr6, Address, Family, FilterKind, V4, V6, filter_position};
+pub use client::{Affinity, AffinityKey, SourceKey};
 pub use device::{Device, DeviceKey, DeviceRole, LOOPBACK, device_flag};
 pub use flow::{Flow, FlowKey, FlowStep, flow_state};
 pub use frontend::{
@@ -42,6 +44,11 @@ crate::wire::plain! {
     ServiceKey<V4> => 8, 2;
     ServiceKey<V6> => 20, 2;
     Service => 28, 4;
+    SourceKey<V4> => 12, 4;
+    SourceKey<V6> => 24, 4;
+    AffinityKey<V4> => 8, 4;
+    AffinityKey<V6> => 20, 4;
+    Affinity => 16, 8;
     AddressFlags => 4, 4;
     Backend => 32, 4;
     DeviceKey => 8, 4;

@@ -3,10 +3,10 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, bpf_fib_lookup};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use proxy_common::abi::{
-    Addr4, Addr6, AddressFlags, Backend, Counter, Device, DeviceKey, FILTER_WORDS, Flow, FlowKey,
-    OBJECT_NAME_BYTES, Service, ServiceKey, Settings, V4, V6,
+    Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey,
+    FILTER_WORDS, Flow, FlowKey, OBJECT_NAME_BYTES, Service, ServiceKey, Settings, V4, V6,
 };
 use proxy_common::datapath::Draft;
 
@@ -26,6 +26,16 @@ pub(crate) static SLOTS: Array<u32> = Array::with_max_entries(1_048_576, 0);
 
 #[map]
 pub(crate) static FILTER: Array<u64> = Array::with_max_entries(FILTER_WORDS, 0);
+
+/// What follows the prefix in a key: service and address (`proxy_common::abi::SourceKey`).
+#[map]
+pub(crate) static SOURCES_V4: LpmTrie<[u32; 2], u32> =
+    LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
+
+/// As `SOURCES_V4`.
+#[map]
+pub(crate) static SOURCES_V6: LpmTrie<[u32; 5], u32> =
+    LpmTrie::with_max_entries(65_536, BPF_F_NO_PREALLOC);
 
 #[map]
 pub(crate) static SERVICES_V4: HashMap<ServiceKey<V4>, Service> =
@@ -55,6 +65,14 @@ pub(crate) static FLOWS_V4: HashMap<FlowKey<V4>, Flow<V4>> = HashMap::with_max_e
 
 #[map]
 pub(crate) static FLOWS_V6: HashMap<FlowKey<V6>, Flow<V6>> = HashMap::with_max_entries(262_144, 0);
+
+#[map]
+pub(crate) static AFFINITY_V4: LruHashMap<AffinityKey<V4>, Affinity> =
+    LruHashMap::with_max_entries(65_536, 0);
+
+#[map]
+pub(crate) static AFFINITY_V6: LruHashMap<AffinityKey<V6>, Affinity> =
+    LruHashMap::with_max_entries(65_536, 0);
 
 #[map]
 pub(crate) static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(64, 0);

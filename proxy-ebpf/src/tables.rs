@@ -5,12 +5,14 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
     BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup, xdp_md,
 };
-use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64};
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_ktime_get_ns};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 use core::ffi::c_void;
 use proxy_common::abi::{
-    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, DeviceRole, Family, FilterKind, Flow,
-    FlowKey, FlowStep, Service, ServiceKey, Settings, V4, V6, device_flag, filter_position,
+    Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Device, DeviceKey, DeviceRole,
+    Family, FilterKind, Flow, FlowKey, FlowStep, Service, ServiceKey, Settings, SourceKey, V4, V6,
+    device_flag, filter_position,
 };
 use proxy_common::datapath::{Draft, FamilyTables, Hop, Insertion, RouteQuery, Tables};
 use proxy_common::wire::MacAddr;
@@ -64,6 +66,16 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn clock(&self) -> u64 {
+        match maps::fixed_tick() {
+            // SAFETY: the helper takes nothing.
+            0 => unsafe { bpf_ktime_get_ns() },
+            // Where the clock stands still, a tick stands for a second.
+            fixed => u64::from(fixed) * 1_000_000_000,
+        }
+    }
+
+    #[inline(always)]
     fn count(&self, index: u32, bytes: u64) {
         if let Some(counter) = maps::COUNTERS.get_ptr_mut(index) {
             // SAFETY: this CPU's own record, which no other program writes to meanwhile.
@@ -99,6 +111,8 @@ trait FamilyMaps: Family {
     fn flows() -> &'static HashMap<FlowKey<Self>, Flow<Self>>;
     fn services() -> &'static HashMap<ServiceKey<Self>, Service>;
     fn addresses() -> &'static HashMap<Self::Addr, AddressFlags>;
+    fn has_source(question: &SourceKey<Self>) -> bool;
+    fn affinities() -> &'static LruHashMap<AffinityKey<Self>, Affinity>;
     fn drafts() -> &'static PerCpuArray<Draft<Self>>;
     fn ask(query: &RouteQuery<'_, Self>, lookup: &mut bpf_fib_lookup);
 }
@@ -117,6 +131,18 @@ impl FamilyMaps for V4 {
     #[inline(always)]
     fn addresses() -> &'static HashMap<Addr4, AddressFlags> {
         &maps::ADDRESSES_V4
+    }
+
+    #[inline(always)]
+    fn has_source(question: &SourceKey<Self>) -> bool {
+        let key = core::ptr::from_ref(question).cast::<Key<[u32; 2]>>();
+        // SAFETY: the same fields in the same places, at any alignment.
+        maps::SOURCES_V4.get(unsafe { &*key }).is_some()
+    }
+
+    #[inline(always)]
+    fn affinities() -> &'static LruHashMap<AffinityKey<Self>, Affinity> {
+        &maps::AFFINITY_V4
     }
 
     #[inline(always)]
@@ -147,6 +173,18 @@ impl FamilyMaps for V6 {
     #[inline(always)]
     fn addresses() -> &'static HashMap<Addr6, AddressFlags> {
         &maps::ADDRESSES_V6
+    }
+
+    #[inline(always)]
+    fn has_source(question: &SourceKey<Self>) -> bool {
+        let key = core::ptr::from_ref(question).cast::<Key<[u32; 5]>>();
+        // SAFETY: the same fields in the same places, at any alignment.
+        maps::SOURCES_V6.get(unsafe { &*key }).is_some()
+    }
+
+    #[inline(always)]
+    fn affinities() -> &'static LruHashMap<AffinityKey<Self>, Affinity> {
+        &maps::AFFINITY_V6
     }
 
     #[inline(always)]
@@ -208,6 +246,24 @@ impl<F: FamilyMaps> FamilyTables<F> for Maps {
     #[inline(always)]
     fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
         hash(F::services(), key)
+    }
+
+    #[inline(always)]
+    fn admits(&self, question: &SourceKey<F>) -> bool {
+        F::has_source(question)
+    }
+
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Affinity> {
+        let record = F::affinities().get_ptr(key)?;
+        // SAFETY: the kernel keeps the record's memory until the program ends; any bits make a record.
+        Some(unsafe { *record })
+    }
+
+    #[inline(always)]
+    fn keep(&self, key: &AffinityKey<F>, affinity: &Affinity) {
+        // Without it the client's next connection chooses anew.
+        let _ = F::affinities().insert(key, affinity, 0);
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 
 mod choice;
 mod claim;
+mod client;
 mod flow;
 mod gate;
 mod header;
@@ -51,6 +52,7 @@ const fn only(version: Version, name: &'static str, build: fn(Net) -> Case) -> E
 const THEMES: &[(&str, &[Entry])] = &[
     ("service", service::CASES),
     ("node_port", node_port::CASES),
+    ("client", client::CASES),
     ("policy", policy::CASES),
     ("refusal", refusal::CASES),
     ("header", header::CASES),

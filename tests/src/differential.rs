@@ -16,6 +16,7 @@ use anyhow::{Result, bail};
 use proxy_common::abi::{Counter, backend_flag};
 use proxy_common::datapath::Event;
 
+use crate::case::place::Version;
 use crate::case::world::{CLAIMED, Reach};
 use crate::case::{Hook, World};
 use crate::exec::host::Host;
@@ -59,7 +60,7 @@ pub fn play(kernel: &mut Kernel, seed: u64, frames: u32) -> Result<Tally> {
 
 /// The world of a history: every kind of service in both families, some of it in change.
 fn world(random: &mut Random) -> World {
-    use crate::case::place::{Host as At, Version};
+    use crate::case::place::Host as At;
     let mut world = World::default();
     world.settings.port_count = 1 + random.below(40);
     for version in [Version::V4, Version::V6] {
@@ -84,11 +85,39 @@ fn world(random: &mut Random) -> World {
             world.alias(protocol, at(At::Balancer, 80), Reach::Balancer, cluster);
             world.alias(protocol, at(At::OtherCluster, 80), Reach::Cluster, cluster);
             world.alias(protocol, at(At::Node, 30_080), Reach::Node, cluster);
+            terms(&mut world, random, protocol, version);
         }
         world.serve(number::TCP, at(At::Balancer, 81), Reach::Balancer, &[]);
         world.serve(number::UDP, at(At::Balancer, 81), Reach::Balancer, &[]);
     }
     world
+}
+
+/// Some services keep clients with a backend, to this node, or to ranges.
+fn terms(world: &mut World, random: &mut Random, protocol: u8, version: Version) {
+    use crate::case::place::Host as At;
+    for (host, port) in [(At::Cluster, 80), (At::Balancer, 80), (At::Node, 30_080)] {
+        let at = host.port(version, port);
+        if random.chance(1, 3) {
+            world.keep_clients(protocol, at, random.below(3));
+        }
+        if random.chance(1, 4) {
+            let mine: Vec<u32> = world
+                .services
+                .get(&(at, protocol))
+                .map(|service| service.id)
+                .into_iter()
+                .flat_map(|id| world.backends.iter().filter(move |(_, b)| b.service == id))
+                .map(|(index, _)| *index)
+                .take(2)
+                .collect();
+            world.keep_local(protocol, at, &mine);
+        }
+        if random.chance(1, 4) {
+            let client = At::Client.ip(version);
+            world.restrict(protocol, at, &[client.into()]);
+        }
+    }
 }
 
 /// Something happens to the world between two frames.
@@ -99,7 +128,11 @@ fn disturb(world: &mut World, random: &mut Random) {
         0 => world.tick = crate::case::world::TICK + u32::from(random.chance(1, 2)),
         1 => {
             if let Some(backend) = index.and_then(|index| world.backends.get_mut(index)) {
-                backend.flags ^= backend_flag::SERVING;
+                backend.flags ^= match random.below(3) {
+                    0 => backend_flag::SERVING,
+                    1 => backend_flag::CLUSTER,
+                    _ => backend_flag::LOCAL,
+                };
             }
         }
         2 => {
@@ -127,14 +160,18 @@ fn history(
     host.load(&world)?;
     // What an earlier history has left, seen by nobody yet.
     kernel.results()?;
+    kernel.affinities()?;
     kernel.load(&world)?;
     for step in 0..FRAMES {
         if random.chance(1, 12) {
             world.flows.clone_from(host.flows());
+            world.affinities.clone_from(host.affinities());
             disturb(&mut world, &mut random);
             host.load(&world)?;
             let (flows, counters) = kernel.results()?;
+            world.affinities.clone_from(host.affinities());
             let complaints = compare_maps("flow (host, kernel)", &world.flows, &flows)
+                + &compare_maps("affinity", &world.affinities, &kernel.affinities()?)
                 + &compare_maps("counter (host, kernel)", &counted, &counters);
             if !complaints.is_empty() {
                 bail!("seed {seed}, history {index}, before frame {step}:\n{complaints}");
@@ -186,6 +223,7 @@ fn history(
             let (flows, counters) = kernel.results()?;
             complaints += &compare_maps("flow (host, kernel)", host.flows(), &flows);
             complaints += &compare_maps("counter (host, kernel)", &counted, &counters);
+            complaints += &compare_maps("affinity", host.affinities(), &kernel.affinities()?);
             tally.connections += made(&counted);
             counted.clear();
         }

@@ -9,12 +9,14 @@ pub mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result, bail};
 use proxy_common::abi::Counter;
 use proxy_common::datapath::verdict::Action;
 use proxy_user::simulation::{FlowRecord, Tuple};
 
+use crate::case::world::Kept;
 use crate::case::{Case, Hook, Step, World};
 use crate::packet::difference;
 use wire::Exit;
@@ -28,6 +30,8 @@ pub struct Outcome {
     pub frame: Vec<u8>,
     /// The flow tables as they are now.
     pub flows: BTreeMap<Tuple, FlowRecord>,
+    /// Whom clients are kept with now.
+    pub affinities: BTreeMap<(IpAddr, u32), Kept>,
     /// By how much counters were raised.
     pub counters: BTreeMap<u32, Counter>,
 }
@@ -51,7 +55,7 @@ pub trait Executor {
     /// Runs one frame.
     fn run(&mut self, hook: Hook, ifindex: u32, frame: &[u8]) -> Result<Outcome>;
 
-    /// Fails if anything but flows and counters is not as it was loaded.
+    /// Fails if anything but flows, affinities and counters is not as it was loaded.
     fn verify(&mut self) -> Result<()>;
 }
 
@@ -100,6 +104,7 @@ pub fn play(case: &Case, executor: &mut impl Executor) -> Result<()> {
             );
         }
         world.flows = outcome.flows;
+        world.affinities = outcome.affinities;
     }
     executor.verify()
 }
@@ -133,6 +138,11 @@ fn compare(world: &World, step: &Step, outcome: &Outcome) -> String {
         edit(&mut flows);
     }
     text += &compare_maps("flow", &flows, &outcome.flows);
+    let mut affinities = world.affinities.clone();
+    for edit in &expected.affinities {
+        edit(&mut affinities);
+    }
+    text += &compare_maps("affinity", &affinities, &outcome.affinities);
     text + &compare_maps("counter", &expected.counters, &outcome.counters)
 }
 

@@ -1,8 +1,8 @@
 //! All maps: name, kind, records, what for. `causeway map` reads this table.
 
 use super::{
-    Addr4, Addr6, AddressFlags, Backend, Counter, Device, DeviceKey, Flow, FlowKey, Service,
-    ServiceKey, Settings, V4, V6,
+    Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey, Flow,
+    FlowKey, Service, ServiceKey, Settings, SourceKey, V4, V6,
 };
 
 pub(super) const FILTER_BITS_LOG2: u32 = 20;
@@ -23,6 +23,10 @@ pub enum MapKind {
     Hash,
     /// `BPF_MAP_TYPE_HASH` with `BPF_F_NO_PREALLOC`: for tables that are mostly far from full.
     SparseHash,
+    /// `BPF_MAP_TYPE_LRU_HASH`: what was not used for long makes room.
+    LruHash,
+    /// `BPF_MAP_TYPE_LPM_TRIE`: the longest prefix that fits.
+    PrefixTrie,
     /// `BPF_MAP_TYPE_ARRAY`.
     Array,
     /// `BPF_MAP_TYPE_PERCPU_ARRAY`.
@@ -96,6 +100,18 @@ pub const MAPS: &[MapSpec] = &[
         FILTER_WORDS,
         "addresses that may be ours; daemon",
     ),
+    spec::<SourceKey<V4>, u32>(
+        "SOURCES_V4",
+        MapKind::PrefixTrie,
+        65_536,
+        "clients that services let in; daemon",
+    ),
+    spec::<SourceKey<V6>, u32>(
+        "SOURCES_V6",
+        MapKind::PrefixTrie,
+        65_536,
+        "clients that services let in; daemon",
+    ),
     spec::<ServiceKey<V4>, Service>(
         "SERVICES_V4",
         MapKind::SparseHash,
@@ -143,6 +159,18 @@ pub const MAPS: &[MapSpec] = &[
         MapKind::Hash,
         262_144,
         "directions of connections; datapath, swept by the daemon",
+    ),
+    spec::<AffinityKey<V4>, Affinity>(
+        "AFFINITY_V4",
+        MapKind::LruHash,
+        65_536,
+        "backends that clients are kept with; datapath",
+    ),
+    spec::<AffinityKey<V6>, Affinity>(
+        "AFFINITY_V6",
+        MapKind::LruHash,
+        65_536,
+        "backends that clients are kept with; datapath",
     ),
     spec::<u32, Counter>(
         "COUNTERS",

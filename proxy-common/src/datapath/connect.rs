@@ -1,10 +1,11 @@
 //! The first packet of a connection: service, backend, route, source translation, two entries.
 
 mod claim;
+mod client;
 
 use crate::abi::{
-    Address, Backend, Device, DeviceKey, DeviceRole, Family, Flow, FlowKey, FlowStep, Service,
-    ServiceKey, address_flag, flow_state, service_flag,
+    Address, Affinity, AffinityKey, Backend, Device, DeviceKey, DeviceRole, Family, Flow, FlowKey,
+    FlowStep, Service, ServiceKey, SourceKey, address_flag, flow_state, service_flag,
 };
 use crate::wire::{Frame, IpHeader, MacAddr, protocol, tcp_flag};
 
@@ -25,6 +26,9 @@ pub struct Draft<F: Family> {
     destination: F::Addr,
     backend: Backend,
     service: Service,
+    question: SourceKey<F>,
+    client: AffinityKey<F>,
+    affinity: Affinity,
     hop: Hop,
     source: F::Addr,
     index: u32,
@@ -261,7 +265,8 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     if draft.tcp_flags & tcp_flag::RST != 0 {
         return Admission::drop(Reason::OutOfState);
     }
-    if choose_backend(draft, tables).is_none() {
+    let kept = draft.service.affinity != 0 && client::is_kept(draft, tables);
+    if !kept && choose_backend(draft, tables).is_none() {
         return Admission::drop(Reason::Changing);
     }
     draft.destination = F::Addr::narrow(&draft.backend.address);
@@ -348,6 +353,9 @@ fn find_service<F: Family, T: FamilyTables<F>>(
     draft.service = service;
     if outside && service.flags & service_flag::EXTERNAL == 0 {
         return Some(Admission::drop(Reason::OutsideClusterAddress));
+    }
+    if service.flags & service_flag::RESTRICTED != 0 && !client::is_admitted(draft, tables) {
+        return Some(Admission::drop(Reason::SourceNotAllowed));
     }
     // Pods and processes of this node that ask for an external address are led to any endpoint, as if
     // they had gone out and come in at another node.

@@ -3,8 +3,8 @@
 use core::ops::DerefMut;
 
 use crate::abi::{
-    AddressFlags, Backend, Device, DeviceKey, Family, FilterKind, Flow, FlowKey, Service,
-    ServiceKey, Settings,
+    AddressFlags, Affinity, AffinityKey, Backend, Device, DeviceKey, Family, FilterKind, Flow,
+    FlowKey, Service, ServiceKey, Settings, SourceKey,
 };
 
 use super::connect::Draft;
@@ -27,6 +27,9 @@ pub enum Insertion {
 pub trait Tables {
     /// The time, in ticks.
     fn tick(&self) -> u32;
+
+    /// The time in nanoseconds, of a clock that only grows.
+    fn clock(&self) -> u64;
 
     /// Adds a packet of `bytes` bytes to counter `index` (the number of a `Reason` or an `Event`).
     fn count(&self, index: u32, bytes: u64);
@@ -70,6 +73,15 @@ pub trait FamilyTables<F: Family>: Tables {
 
     /// Looks a service up.
     fn service(&self, key: &ServiceKey<F>) -> Option<Service>;
+
+    /// Whether `SOURCES_*` has a range that a client is in.
+    fn admits(&self, question: &SourceKey<F>) -> bool;
+
+    /// Looks up whom a client is kept with.
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Affinity>;
+
+    /// Notes whom a client is kept with. That it cannot be noted is no failure.
+    fn keep(&self, key: &AffinityKey<F>, affinity: &Affinity);
 
     /// Looks up whether an address belongs to services alone.
     fn address(&self, address: &F::Addr) -> Option<AddressFlags>;

@@ -164,6 +164,8 @@ numbered! {
         DeviceGone = 13, "device-gone";
         /// The service keeps this traffic to endpoints on this node, and they are on others.
         NoLocalEndpoint = 14, "no-local-endpoint";
+        /// The client is in none of the service's `loadBalancerSourceRanges`.
+        SourceNotAllowed = 15, "source-not-allowed";
     }
 }
 
@@ -199,6 +201,7 @@ impl Reason {
             12 => Self::TooLarge,
             13 => Self::DeviceGone,
             14 => Self::NoLocalEndpoint,
+            15 => Self::SourceNotAllowed,
             _ => Self::NoRoute,
         }
     }

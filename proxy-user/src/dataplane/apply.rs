@@ -129,6 +129,12 @@ fn write_run(maps: &Maps, run: &[&Op]) -> Result<(), (usize, io::Error)> {
         Some(Op::WriteAddressV6 { .. }) => {
             puts!(&maps.addresses_v6, Op::WriteAddressV6 { address, flags } => (*address, *flags))
         }
+        Some(Op::WriteSourceV4 { .. }) => {
+            puts!(&maps.sources_v4, Op::WriteSourceV4 { key } => (*key, 1))
+        }
+        Some(Op::WriteSourceV6 { .. }) => {
+            puts!(&maps.sources_v6, Op::WriteSourceV6 { key } => (*key, 1))
+        }
         Some(Op::WriteServiceV4 { .. }) => {
             puts!(&maps.services_v4, Op::WriteServiceV4 { key, service } => (*key, *service))
         }
@@ -143,6 +149,12 @@ fn write_run(maps: &Maps, run: &[&Op]) -> Result<(), (usize, io::Error)> {
         }
         Some(Op::DeleteServiceV6 { .. }) => {
             removes!(&maps.services_v6, Op::DeleteServiceV6 { key, .. } => *key)
+        }
+        Some(Op::DeleteSourceV4 { .. }) => {
+            removes!(&maps.sources_v4, Op::DeleteSourceV4 { key } => *key)
+        }
+        Some(Op::DeleteSourceV6 { .. }) => {
+            removes!(&maps.sources_v6, Op::DeleteSourceV6 { key } => *key)
         }
         Some(Op::DeleteAddressV4 { .. }) => {
             removes!(&maps.addresses_v4, Op::DeleteAddressV4 { address } => *address)

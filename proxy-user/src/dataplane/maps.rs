@@ -5,8 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use proxy_common::abi::{
-    Addr4, Addr6, AddressFlags, Backend, Counter, Device, DeviceKey, Flow, FlowKey, MAPS, MapKind,
-    MapSpec, OBJECT_NAME_BYTES, Service, ServiceKey, Settings, V4, V6,
+    Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey, Flow,
+    FlowKey, MAPS, MapKind, MapSpec, OBJECT_NAME_BYTES, Service, ServiceKey, Settings, SourceKey,
+    V4, V6,
 };
 
 use super::pins::{PinError, PinFolder};
@@ -100,6 +101,8 @@ pub struct Maps {
     pub backends: Table<u32, Backend>,
     pub slots: Table<u32, u32>,
     pub filter: Table<u32, u64>,
+    pub sources_v4: Table<SourceKey<V4>, u32>,
+    pub sources_v6: Table<SourceKey<V6>, u32>,
     pub services_v4: Table<ServiceKey<V4>, Service>,
     pub services_v6: Table<ServiceKey<V6>, Service>,
     pub addresses_v4: Table<Addr4, AddressFlags>,
@@ -108,6 +111,8 @@ pub struct Maps {
     pub tx_ports: Table<u32, [u32; 2]>,
     pub flows_v4: Table<FlowKey<V4>, Flow<V4>>,
     pub flows_v6: Table<FlowKey<V6>, Flow<V6>>,
+    pub affinity_v4: Table<AffinityKey<V4>, Affinity>,
+    pub affinity_v6: Table<AffinityKey<V6>, Affinity>,
     pub counters: PerCpuTable<Counter>,
 }
 
@@ -152,6 +157,8 @@ impl Maps {
             backends: table(named("BACKENDS")?)?,
             slots: table(named("SLOTS")?)?,
             filter: table(named("FILTER")?)?,
+            sources_v4: trie(named("SOURCES_V4")?)?,
+            sources_v6: trie(named("SOURCES_V6")?)?,
             services_v4: table(named("SERVICES_V4")?)?,
             services_v6: table(named("SERVICES_V6")?)?,
             addresses_v4: table(named("ADDRESSES_V4")?)?,
@@ -160,6 +167,8 @@ impl Maps {
             tx_ports: table(named("TX_PORTS")?)?,
             flows_v4: table(named("FLOWS_V4")?)?,
             flows_v6: table(named("FLOWS_V6")?)?,
+            affinity_v4: table(named("AFFINITY_V4")?)?,
+            affinity_v6: table(named("AFFINITY_V6")?)?,
             counters: PerCpuTable::new(named("COUNTERS")?).map_err(shape)?,
         })
     }
@@ -177,6 +186,15 @@ fn table<K: proxy_common::wire::Plain, V: proxy_common::wire::Plain>(
     Table::new(map).map_err(shape)
 }
 
+/// Kernels differ in what batch calls do with a trie; there is little in it.
+fn trie<K: proxy_common::wire::Plain, V: proxy_common::wire::Plain>(
+    map: MapFd,
+) -> Result<Table<K, V>, MapError> {
+    let table = table(map)?;
+    table.without_batches();
+    Ok(table)
+}
+
 /// The registry's sizes and the table's types disagree: a defect, which a test looks for.
 fn shape(source: io::Error) -> MapError {
     MapError::Open {
@@ -190,6 +208,8 @@ const fn kernel_kind(kind: MapKind) -> (u32, u32) {
     match kind {
         MapKind::Hash => (1, 0),
         MapKind::SparseHash => (1, NO_PREALLOC),
+        MapKind::LruHash => (9, 0),
+        MapKind::PrefixTrie => (11, NO_PREALLOC),
         MapKind::Array => (2, 0),
         MapKind::PerCpuArray => (syscall::PER_CPU_ARRAY, 0),
         MapKind::DeviceMap => (25, 0),

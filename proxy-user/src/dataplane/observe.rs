@@ -37,6 +37,12 @@ pub fn observe(maps: &Maps) -> Result<Observed, ObserveError> {
         words.push((*word, *bits));
     })?;
     observed.filter = words.into_iter().collect();
+    each("SOURCES_V4", &maps.sources_v4, |key, _| {
+        observed.sources_v4.insert(*key);
+    })?;
+    each("SOURCES_V6", &maps.sources_v6, |key, _| {
+        observed.sources_v6.insert(*key);
+    })?;
     each("SERVICES_V4", &maps.services_v4, |key, service| {
         observed.services_v4.insert(*key, *service);
     })?;

@@ -27,14 +27,22 @@ const CHANGED: &[(&str, u32)] = &[
     ("SETTINGS", 3),
     ("SERVICES_V4", 4),
     ("SERVICES_V6", 4),
+    ("SOURCES_V4", 4),
+    ("SOURCES_V6", 4),
+    ("AFFINITY_V4", 4),
+    ("AFFINITY_V6", 4),
 ];
 
 /// What the records of a map refer to. A map whose references are not taken over isn't either.
 const REFERS: &[(&str, &[&str])] = &[
     ("BACKENDS", &["OBJECTS"]),
     ("SLOTS", &["BACKENDS", "SERVICES_V4", "SERVICES_V6"]),
-    ("SERVICES_V4", &["SLOTS", "SERVICES_V6"]),
-    ("SERVICES_V6", &["SLOTS", "SERVICES_V4"]),
+    ("SOURCES_V4", &["OBJECTS"]),
+    ("SOURCES_V6", &["OBJECTS"]),
+    ("SERVICES_V4", &["SLOTS", "SERVICES_V6", "SOURCES_V4"]),
+    ("SERVICES_V6", &["SLOTS", "SERVICES_V4", "SOURCES_V6"]),
+    ("AFFINITY_V4", &["BACKENDS"]),
+    ("AFFINITY_V6", &["BACKENDS"]),
     ("FLOWS_V4", &["BACKENDS"]),
     ("FLOWS_V6", &["BACKENDS"]),
 ];
@@ -208,6 +216,8 @@ mod tests {
         ("BACKENDS", 1, 4, 32),
         ("SLOTS", 1, 4, 4),
         ("FILTER", 1, 4, 8),
+        ("SOURCES_V4", 4, 12, 4),
+        ("SOURCES_V6", 4, 24, 4),
         ("SERVICES_V4", 4, 8, 28),
         ("SERVICES_V6", 4, 20, 28),
         ("ADDRESSES_V4", 1, 4, 4),
@@ -216,6 +226,8 @@ mod tests {
         ("TX_PORTS", 1, 4, 8),
         ("FLOWS_V4", 2, 16, 72),
         ("FLOWS_V6", 2, 40, 96),
+        ("AFFINITY_V4", 4, 8, 16),
+        ("AFFINITY_V6", 4, 20, 16),
         ("COUNTERS", 1, 4, 16),
     ];
 

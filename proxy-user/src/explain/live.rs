@@ -2,14 +2,15 @@
 
 use std::{
     cell::{Cell, RefCell},
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
 };
 
 use proxy_common::{
     abi::{
-        Addr4, Addr6, Address, AddressFlags, Backend, Device as DeviceRecord, DeviceKey, Family,
-        Flow, FlowKey, Service, ServiceKey, Settings, V4, V6,
+        Addr4, Addr6, Address, AddressFlags, Affinity, AffinityKey, Backend,
+        Device as DeviceRecord, DeviceKey, Family, Flow, FlowKey, Service, ServiceKey, Settings,
+        SourceKey, V4, V6,
     },
     datapath::RouteQuery,
 };
@@ -99,9 +100,36 @@ impl<'m> Live<'m> {
     }
 }
 
+/// Whether one of the service's ranges has the client.
+fn admits<F: Family>(keys: &BTreeSet<SourceKey<F>>, question: &SourceKey<F>) -> bool {
+    let client = question.address.to_ip();
+    keys.iter()
+        .filter(|key| key.service == question.service)
+        .any(|key| {
+            let (first, length) = key.range();
+            u8::try_from(length)
+                .ok()
+                .and_then(|length| ipnet::IpNet::new(first, length).ok())
+                .is_some_and(|range| range.contains(&client))
+        })
+}
+
+/// `CLOCK_MONOTONIC`, nanoseconds.
+fn clock() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC);
+    now.map_or(0, |now| {
+        let now = std::time::Duration::from(now).as_nanos();
+        u64::try_from(now).unwrap_or(u64::MAX)
+    })
+}
+
 impl SharedRecords for Live<'_> {
     fn tick(&self) -> u32 {
         self.look.now()
+    }
+
+    fn clock(&self) -> u64 {
+        clock()
     }
 
     fn settings(&self) -> Option<Settings> {
@@ -137,6 +165,15 @@ impl Records<V4> for Live<'_> {
         self.look.observed().services_v4.get(key).copied()
     }
 
+    fn admits(&self, question: &SourceKey<V4>) -> bool {
+        let keys = &self.look.observed().sources_v4;
+        admits(keys, question)
+    }
+
+    fn affinity(&self, key: &AffinityKey<V4>) -> Option<Affinity> {
+        self.read("AFFINITY_V4", self.maps.affinity_v4.get(key))
+    }
+
     fn address(&self, address: &Addr4) -> Option<AddressFlags> {
         self.look.observed().addresses_v4.get(address).copied()
     }
@@ -153,6 +190,15 @@ impl Records<V6> for Live<'_> {
 
     fn service(&self, key: &ServiceKey<V6>) -> Option<Service> {
         self.look.observed().services_v6.get(key).copied()
+    }
+
+    fn admits(&self, question: &SourceKey<V6>) -> bool {
+        let keys = &self.look.observed().sources_v6;
+        admits(keys, question)
+    }
+
+    fn affinity(&self, key: &AffinityKey<V6>) -> Option<Affinity> {
+        self.read("AFFINITY_V6", self.maps.affinity_v6.get(key))
     }
 
     fn address(&self, address: &Addr6) -> Option<AddressFlags> {

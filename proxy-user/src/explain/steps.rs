@@ -1,7 +1,12 @@
 //! Lookups in words.
 
+use std::net::IpAddr;
+
 use proxy_common::{
-    abi::{Backend, DeviceRole, FilterKind, Service, address_flag, backend_flag, service_flag},
+    abi::{
+        Affinity, Backend, DeviceRole, FilterKind, Service, address_flag, backend_flag,
+        service_flag,
+    },
     datapath::{Event, Reason, verdict::Action},
 };
 
@@ -11,6 +16,9 @@ use crate::{
     model::Protocol,
     simulation::{Fib, Lookup},
 };
+
+/// Stage, question and answer.
+type Said = (&'static str, String, String);
 
 /// Puts lookups in words, with the names of objects and devices.
 pub(super) struct Words<'w> {
@@ -113,6 +121,8 @@ impl Words<'_> {
                 let protocol = protocol.map_or_else(|| "?".to_owned(), |p| p.to_string());
                 ("service", format!("{at} {protocol}"), answer)
             }
+            Lookup::Source(service, client, admitted) => self.source(*service, *client, *admitted),
+            Lookup::Affinity(service, client, found) => self.affinity(*service, *client, *found),
             Lookup::Address(address, found) => {
                 let answer = match found {
                     None => "no service's own address",
@@ -170,6 +180,25 @@ impl Words<'_> {
             }
         };
         Step::new(stage, question, answer)
+    }
+
+    fn source(&self, service: u32, client: IpAddr, admitted: bool) -> Said {
+        let answer = if admitted {
+            "let in"
+        } else {
+            "in none of the service's loadBalancerSourceRanges"
+        };
+        let question = format!("{client} at {}", self.object(service));
+        ("source", question, answer.to_owned())
+    }
+
+    fn affinity(&self, service: u32, client: IpAddr, found: Option<Affinity>) -> Said {
+        let answer = found.map_or_else(
+            || "not kept with any backend".to_owned(),
+            |kept| format!("was with backend {}", kept.backend),
+        );
+        let question = format!("{client} at {}", self.object(service));
+        ("affinity", question, answer)
     }
 
     fn service_text(&self, service: &Service) -> String {

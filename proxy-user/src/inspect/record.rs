@@ -4,9 +4,9 @@ use std::{io, net::IpAddr};
 
 use proxy_common::{
     abi::{
-        Addr4, Addr6, Address, AddressFlags, Backend, Counter, Device, DeviceKey, DeviceRole,
-        Family, Flow, FlowKey, FlowStep, MAPS, MapKind, Service, ServiceKey, Settings,
-        address_flag, backend_flag, device_flag, flow_state, service_flag,
+        Addr4, Addr6, Address, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device,
+        DeviceKey, DeviceRole, Family, Flow, FlowKey, FlowStep, MAPS, MapKind, Service, ServiceKey,
+        Settings, SourceKey, address_flag, backend_flag, device_flag, flow_state, service_flag,
     },
     datapath::{Event, Reason},
     wire::{MacAddr, Plain},
@@ -94,6 +94,8 @@ pub(crate) const fn kind_word(kind: MapKind) -> &'static str {
     match kind {
         MapKind::Hash => "hash",
         MapKind::SparseHash => "hash, sparse",
+        MapKind::LruHash => "hash, least recently used goes",
+        MapKind::PrefixTrie => "longest prefix",
         MapKind::Array => "array",
         MapKind::PerCpuArray => "array, per CPU",
         MapKind::DeviceMap => "devices",
@@ -109,6 +111,8 @@ macro_rules! with_table {
             "BACKENDS" => $visit("BACKENDS", &$maps.backends, $($extra),*),
             "SLOTS" => $visit("SLOTS", &$maps.slots, $($extra),*),
             "FILTER" => $visit("FILTER", &$maps.filter, $($extra),*),
+            "SOURCES_V4" => $visit("SOURCES_V4", &$maps.sources_v4, $($extra),*),
+            "SOURCES_V6" => $visit("SOURCES_V6", &$maps.sources_v6, $($extra),*),
             "SERVICES_V4" => $visit("SERVICES_V4", &$maps.services_v4, $($extra),*),
             "SERVICES_V6" => $visit("SERVICES_V6", &$maps.services_v6, $($extra),*),
             "ADDRESSES_V4" => $visit("ADDRESSES_V4", &$maps.addresses_v4, $($extra),*),
@@ -117,6 +121,8 @@ macro_rules! with_table {
             "TX_PORTS" => $visit("TX_PORTS", &$maps.tx_ports, $($extra),*),
             "FLOWS_V4" => $visit("FLOWS_V4", &$maps.flows_v4, $($extra),*),
             "FLOWS_V6" => $visit("FLOWS_V6", &$maps.flows_v6, $($extra),*),
+            "AFFINITY_V4" => $visit("AFFINITY_V4", &$maps.affinity_v4, $($extra),*),
+            "AFFINITY_V6" => $visit("AFFINITY_V6", &$maps.affinity_v6, $($extra),*),
             other => Err(RecordError::Unknown { name: other.to_owned() }),
         }
     };
@@ -354,6 +360,29 @@ impl<F: Family> Words for ServiceKey<F> {
             socket(self.address, self.port),
             protocol(self.protocol)
         ))
+    }
+}
+
+impl<F: Family> Words for SourceKey<F> {
+    fn words(&self) -> Value {
+        let (address, length) = self.range();
+        json!(format!("{} {address}/{length}", self.service))
+    }
+}
+
+impl<F: Family> Words for AffinityKey<F> {
+    fn words(&self) -> Value {
+        json!(format!("{} {}", self.service, self.client.to_ip()))
+    }
+}
+
+impl Words for Affinity {
+    fn words(&self) -> Value {
+        json!({
+            "backend": self.backend,
+            "generation": self.generation,
+            "last_opened": self.last_opened,
+        })
     }
 }
 

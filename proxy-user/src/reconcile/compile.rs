@@ -10,7 +10,7 @@ use std::{
 use proxy_common::{
     abi::{
         Addr4, Addr6, Address, AddressFlags, Backend, FilterKind, Service, ServiceKey, Settings,
-        address_flag, backend_flag, service_flag,
+        SourceKey, V4, V6, address_flag, backend_flag, service_flag,
     },
     wire::Be16,
 };
@@ -249,6 +249,9 @@ impl Compiler<'_> {
         }
         let slots_v4 = self.family(port, id, 4, &v4, uses(port, &served, true));
         let slots_v6 = self.family(port, id, 6, &v6, uses(port, &served, false));
+        if served.iter().any(|(_, access)| access.restricted) {
+            self.sources(id, &port.terms.ranges);
+        }
         for (claim, access) in served {
             let slots = if claim.address.is_ipv4() {
                 slots_v4
@@ -266,9 +269,28 @@ impl Compiler<'_> {
                     flags: self.flags(port, *access, slots),
                     first_local,
                     local_slots,
-                    affinity: 0,
+                    affinity: port.terms.affinity,
                 },
             );
+        }
+    }
+
+    /// Ranges of clients. Where all are of one family, clients of the other are let in nowhere.
+    fn sources(&mut self, service: u32, ranges: &[ipnet::IpNet]) {
+        for range in ranges {
+            let length = u32::from(range.prefix_len());
+            match range.network() {
+                IpAddr::V4(v4) => self.plan.sources_v4.insert(SourceKey {
+                    prefix: SourceKey::<V4>::bits(length),
+                    service,
+                    address: v4.into(),
+                }),
+                IpAddr::V6(v6) => self.plan.sources_v6.insert(SourceKey {
+                    prefix: SourceKey::<V6>::bits(length),
+                    service,
+                    address: v6.into(),
+                }),
+            };
         }
     }
 
@@ -279,6 +301,9 @@ impl Compiler<'_> {
         };
         if access.reach == Reach::Everywhere {
             flags |= service_flag::EXTERNAL;
+        }
+        if access.restricted {
+            flags |= service_flag::RESTRICTED;
         }
         if keeps_local(port, access.reach) {
             flags |= service_flag::LOCAL;

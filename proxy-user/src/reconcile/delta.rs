@@ -6,8 +6,8 @@ use std::{
 };
 
 use proxy_common::abi::{
-    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, Service, ServiceKey, Settings, V4, V6,
-    backend_flag,
+    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, Service, ServiceKey, Settings,
+    SourceKey, V4, V6, backend_flag,
 };
 
 use super::{Observed, Plan};
@@ -39,6 +39,10 @@ pub enum Op {
     WriteAddressV4 { address: Addr4, flags: AddressFlags },
     /// `ADDRESSES_V6`.
     WriteAddressV6 { address: Addr6, flags: AddressFlags },
+    /// `SOURCES_V4`.
+    WriteSourceV4 { key: SourceKey<V4> },
+    /// `SOURCES_V6`.
+    WriteSourceV6 { key: SourceKey<V6> },
     /// `SERVICES_V4`.
     WriteServiceV4 {
         key: ServiceKey<V4>,
@@ -61,6 +65,10 @@ pub enum Op {
         key: ServiceKey<V6>,
         service: Service,
     },
+    /// `SOURCES_V4`.
+    DeleteSourceV4 { key: SourceKey<V4> },
+    /// `SOURCES_V6`.
+    DeleteSourceV6 { key: SourceKey<V6> },
     /// `ADDRESSES_V4`.
     DeleteAddressV4 { address: Addr4 },
     /// `ADDRESSES_V6`.
@@ -81,6 +89,8 @@ impl Op {
             Self::WriteBackend { backend, .. } => Some(backend.service),
             Self::WriteSlots { service, .. } => Some(*service),
             Self::WriteObject { id, .. } | Self::DeleteObject { id } => Some(*id),
+            Self::WriteSourceV4 { key } | Self::DeleteSourceV4 { key } => Some(key.service),
+            Self::WriteSourceV6 { key } | Self::DeleteSourceV6 { key } => Some(key.service),
             Self::WriteServiceV4 { service, .. }
             | Self::WriteServiceV6 { service, .. }
             | Self::DeleteServiceV4 { service, .. }
@@ -135,6 +145,10 @@ pub fn diff(observed: &Observed, plan: &Plan) -> Vec<Op> {
     ops.extend(changed(&observed.addresses_v4, &plan.addresses_v4).map(write));
     let write = |(address, flags)| Op::WriteAddressV6 { address, flags };
     ops.extend(changed(&observed.addresses_v6, &plan.addresses_v6).map(write));
+    let missing = plan.sources_v4.difference(&observed.sources_v4);
+    ops.extend(missing.map(|key| Op::WriteSourceV4 { key: *key }));
+    let missing = plan.sources_v6.difference(&observed.sources_v6);
+    ops.extend(missing.map(|key| Op::WriteSourceV6 { key: *key }));
     let write = |(key, service)| Op::WriteServiceV4 { key, service };
     ops.extend(changed(&observed.services_v4, &plan.services_v4).map(write));
     let write = |(key, service)| Op::WriteServiceV6 { key, service };
@@ -224,6 +238,10 @@ fn deletions(observed: &Observed, plan: &Plan, ops: &mut Vec<Op>) {
     ops.extend(gone(&observed.services_v6, &plan.services_v6).map(delete));
     let delete = |(key, service)| Op::DeleteServiceV4 { key, service };
     ops.extend(gone(&observed.services_v4, &plan.services_v4).map(delete));
+    let extra = observed.sources_v6.difference(&plan.sources_v6);
+    ops.extend(extra.map(|key| Op::DeleteSourceV6 { key: *key }));
+    let extra = observed.sources_v4.difference(&plan.sources_v4);
+    ops.extend(extra.map(|key| Op::DeleteSourceV4 { key: *key }));
     let delete = |(address, _)| Op::DeleteAddressV6 { address };
     ops.extend(gone(&observed.addresses_v6, &plan.addresses_v6).map(delete));
     let delete = |(address, _)| Op::DeleteAddressV4 { address };

@@ -28,6 +28,10 @@ pub fn carry(observed: &Observed, held: &Held, plan: &mut Plan) {
             plan.filter.add_backend(backend);
         }
     }
+    let sources = observed.sources_v4.iter().filter(|key| of(key.service));
+    plan.sources_v4.extend(sources);
+    let sources = observed.sources_v6.iter().filter(|key| of(key.service));
+    plan.sources_v6.extend(sources);
     let mut slots = |service: &Service| {
         for (first, count) in service.ranges() {
             if let Some(backends) = observed.slots(first, count)

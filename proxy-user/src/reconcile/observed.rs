@@ -6,7 +6,8 @@ use std::{
 };
 
 use proxy_common::abi::{
-    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, Service, ServiceKey, Settings, V4, V6,
+    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, Service, ServiceKey, Settings,
+    SourceKey, V4, V6,
 };
 
 use super::{FilterWords, Op};
@@ -33,6 +34,10 @@ pub struct Observed {
     pub addresses_v4: BTreeMap<Addr4, AddressFlags>,
     /// `ADDRESSES_V6`.
     pub addresses_v6: BTreeMap<Addr6, AddressFlags>,
+    /// `SOURCES_V4`.
+    pub sources_v4: BTreeSet<SourceKey<V4>>,
+    /// `SOURCES_V6`.
+    pub sources_v6: BTreeSet<SourceKey<V6>>,
     /// `SERVICES_V4`.
     pub services_v4: BTreeMap<ServiceKey<V4>, Service>,
     /// `SERVICES_V6`.
@@ -73,6 +78,12 @@ impl Observed {
             Op::WriteAddressV6 { address, flags } => {
                 self.addresses_v6.insert(*address, *flags);
             }
+            Op::WriteSourceV4 { key } => {
+                self.sources_v4.insert(*key);
+            }
+            Op::WriteSourceV6 { key } => {
+                self.sources_v6.insert(*key);
+            }
             Op::WriteServiceV4 { key, service } => {
                 self.services_v4.insert(*key, *service);
             }
@@ -85,6 +96,12 @@ impl Observed {
             }
             Op::DeleteServiceV6 { key, .. } => {
                 self.services_v6.remove(key);
+            }
+            Op::DeleteSourceV4 { key } => {
+                self.sources_v4.remove(key);
+            }
+            Op::DeleteSourceV6 { key } => {
+                self.sources_v6.remove(key);
             }
             Op::DeleteAddressV4 { address } => {
                 self.addresses_v4.remove(address);

@@ -6,7 +6,8 @@ use std::{
 };
 
 use proxy_common::abi::{
-    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, Service, ServiceKey, Settings, V4, V6,
+    Addr4, Addr6, AddressFlags, Backend, Device, DeviceKey, Service, ServiceKey, Settings,
+    SourceKey, V4, V6,
 };
 
 use super::FilterWords;
@@ -41,6 +42,10 @@ pub struct Plan {
     pub addresses_v4: BTreeMap<Addr4, AddressFlags>,
     /// `ADDRESSES_V6`.
     pub addresses_v6: BTreeMap<Addr6, AddressFlags>,
+    /// `SOURCES_V4`.
+    pub sources_v4: BTreeSet<SourceKey<V4>>,
+    /// `SOURCES_V6`.
+    pub sources_v6: BTreeSet<SourceKey<V6>>,
     /// `SERVICES_V4`.
     pub services_v4: BTreeMap<ServiceKey<V4>, Service>,
     /// `SERVICES_V6`.

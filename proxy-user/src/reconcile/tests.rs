@@ -176,6 +176,8 @@ impl Observed {
         assert_eq!(self.devices, plan.devices);
         assert_eq!(self.addresses_v4, plan.addresses_v4);
         assert_eq!(self.addresses_v6, plan.addresses_v6);
+        assert_eq!(self.sources_v4, plan.sources_v4);
+        assert_eq!(self.sources_v6, plan.sources_v6);
         assert_eq!(self.services_v4, plan.services_v4);
         assert_eq!(self.services_v6, plan.services_v6);
         for (word, bits) in plan.filter.iter() {

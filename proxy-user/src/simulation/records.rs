@@ -4,8 +4,8 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use proxy_common::abi::{
-    Addr4, Addr6, Address, AddressFlags, Backend, Device, DeviceKey, Family, FilterKind, Flow,
-    FlowKey, FlowStep, Service, ServiceKey, Settings,
+    Addr4, Addr6, Address, AddressFlags, Affinity, AffinityKey, Backend, Device, DeviceKey, Family,
+    FilterKind, Flow, FlowKey, FlowStep, Service, ServiceKey, Settings, SourceKey,
 };
 use proxy_common::datapath::RouteQuery;
 use proxy_common::wire::{Be16, MacAddr, protocol};
@@ -16,6 +16,9 @@ use super::Fib;
 pub trait SharedRecords {
     /// The time, in ticks.
     fn tick(&self) -> u32;
+
+    /// The time in nanoseconds of `CLOCK_MONOTONIC`.
+    fn clock(&self) -> u64;
 
     /// The record of `SETTINGS`.
     fn settings(&self) -> Option<Settings>;
@@ -40,6 +43,12 @@ pub trait Records<F: Family>: SharedRecords {
 
     /// A record of `SERVICES_*`.
     fn service(&self, key: &ServiceKey<F>) -> Option<Service>;
+
+    /// Whether `SOURCES_*` has a range that a client is in.
+    fn admits(&self, question: &SourceKey<F>) -> bool;
+
+    /// A record of `AFFINITY_*`.
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Affinity>;
 
     /// A record of `ADDRESSES_*`.
     fn address(&self, address: &F::Addr) -> Option<AddressFlags>;
@@ -81,6 +90,10 @@ pub enum Lookup {
     Flow(Tuple, Option<FlowRecord>),
     /// `SERVICES_*`: address, port and protocol.
     Service(SocketAddr, u8, Option<Service>),
+    /// `SOURCES_*`: a service, a client, and whether it is let in.
+    Source(u32, IpAddr, bool),
+    /// `AFFINITY_*`: a service, a client, and whom it is kept with.
+    Affinity(u32, IpAddr, Option<Affinity>),
     /// `ADDRESSES_*`.
     Address(IpAddr, Option<AddressFlags>),
     /// `DEVICES`.

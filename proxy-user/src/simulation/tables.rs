@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 
 use proxy_common::abi::{
-    Address, AddressFlags, Backend, Counter, Device, DeviceKey, Family, FilterKind, Flow, FlowKey,
-    Service, ServiceKey, Settings, V4, V6, filter_position,
+    Address, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey, Family,
+    FilterKind, Flow, FlowKey, Service, ServiceKey, Settings, SourceKey, V4, V6, filter_position,
 };
 use proxy_common::datapath::{Draft, FamilyTables, Hop, Insertion, RouteQuery, Tables};
 
@@ -21,6 +21,10 @@ pub struct Changes {
     pub flows_v4: BTreeMap<FlowKey<V4>, Option<Flow<V4>>>,
     /// Of `FLOWS_V6`.
     pub flows_v6: BTreeMap<FlowKey<V6>, Option<Flow<V6>>>,
+    /// Of `AFFINITY_V4`.
+    pub affinity_v4: BTreeMap<AffinityKey<V4>, Affinity>,
+    /// Of `AFFINITY_V6`.
+    pub affinity_v6: BTreeMap<AffinityKey<V6>, Affinity>,
     /// Raised by so much.
     pub counters: BTreeMap<u32, Counter>,
 }
@@ -42,6 +46,7 @@ struct Families {
 /// What was written of one family.
 struct Written<F: Family> {
     flows: RefCell<BTreeMap<FlowKey<F>, Option<Flow<F>>>>,
+    affinity: RefCell<BTreeMap<AffinityKey<F>, Affinity>>,
     draft: RefCell<Draft<F>>,
 }
 
@@ -49,6 +54,7 @@ impl<F: Family> Default for Written<F> {
     fn default() -> Self {
         Self {
             flows: RefCell::default(),
+            affinity: RefCell::default(),
             draft: RefCell::default(),
         }
     }
@@ -70,6 +76,8 @@ impl<'r, R, O> Simulation<'r, R, O> {
         Changes {
             flows_v4: self.families.v4.flows.into_inner(),
             flows_v6: self.families.v6.flows.into_inner(),
+            affinity_v4: self.families.v4.affinity.into_inner(),
+            affinity_v6: self.families.v6.affinity.into_inner(),
             counters: self.counters.into_inner(),
         }
     }
@@ -78,6 +86,10 @@ impl<'r, R, O> Simulation<'r, R, O> {
 impl<R: SharedRecords, O: Observer> Tables for Simulation<'_, R, O> {
     fn tick(&self) -> u32 {
         self.records.tick()
+    }
+
+    fn clock(&self) -> u64 {
+        self.records.clock()
     }
 
     fn count(&self, index: u32, bytes: u64) {
@@ -252,6 +264,27 @@ impl<F: WrittenFamily, R: Records<F>, O: Observer> FamilyTables<F> for Simulatio
         self.observer
             .observe(Lookup::Service(address, key.protocol, service));
         service
+    }
+
+    fn admits(&self, question: &SourceKey<F>) -> bool {
+        let admitted = self.records.admits(question);
+        let client = question.address.to_ip();
+        self.observer
+            .observe(Lookup::Source(question.service, client, admitted));
+        admitted
+    }
+
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Affinity> {
+        let written = F::of(&self.families).affinity.borrow().get(key).copied();
+        let affinity = written.or_else(|| self.records.affinity(key));
+        self.observer
+            .observe(Lookup::Affinity(key.service, key.client.to_ip(), affinity));
+        affinity
+    }
+
+    fn keep(&self, key: &AffinityKey<F>, affinity: &Affinity) {
+        let mut written = F::of(&self.families).affinity.borrow_mut();
+        written.insert(*key, *affinity);
     }
 
     fn address(&self, address: &F::Addr) -> Option<AddressFlags> {

@@ -161,20 +161,20 @@ fn frontends(
     port: &ServicePortObject,
     external: &[IpAddr],
 ) -> Vec<Frontend> {
-    let address = |reach| {
+    let address = |reach, restricted| {
         move |address: &IpAddr| Frontend::Address {
             address: *address,
             port: port.port,
             reach,
-            restricted: false,
+            restricted,
         }
     };
-    let cluster = service.cluster.iter().map(address(Reach::Cluster));
-    let outside = service
-        .load_balancer
-        .iter()
-        .chain(external)
-        .map(address(Reach::Everywhere));
+    let cluster = service.cluster.iter().map(address(Reach::Cluster, false));
+    // As for kube-proxy, ranges don't count at node ports, nor at external addresses.
+    let restricted = !service.terms.ranges.is_empty();
+    let balanced = service.load_balancer.iter();
+    let balanced = balanced.map(address(Reach::Everywhere, restricted));
+    let outside = balanced.chain(external.iter().map(address(Reach::Everywhere, false)));
     let [v4, v6] = service.node_port_families;
     let node_port = port
         .node_port

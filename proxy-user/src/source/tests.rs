@@ -89,10 +89,11 @@ fn words(port: &ServicePort) -> String {
             address,
             port,
             reach,
-            restricted: _,
+            restricted,
         } => {
             let reach = if *reach == Reach::Cluster { "" } else { "!" };
-            format!("{address}:{port}{reach}")
+            let restricted = if *restricted { "#" } else { "" };
+            format!("{address}:{port}{reach}{restricted}")
         }
         Frontend::NodePort { port, v4, v6 } => {
             format!(
@@ -119,13 +120,19 @@ fn words(port: &ServicePort) -> String {
         TrafficPolicy::Cluster => String::new(),
         TrafficPolicy::Local => format!(" {word} local"),
     };
+    let affinity = match port.terms.affinity {
+        0 => String::new(),
+        seconds => format!(" kept {seconds} s"),
+    };
+    let ranges = port.terms.ranges.iter().map(|range| format!(" {range}"));
     format!(
-        "{} {} > {}{}{}",
+        "{} {} > {}{}{}{affinity}{}",
         port.name,
         join(frontends.collect()),
         join(endpoints.collect()),
         policy(port.terms.policies.internal, "internal"),
         policy(port.terms.policies.external, "external"),
+        ranges.collect::<String>(),
     )
 }
 
@@ -140,6 +147,19 @@ fn terms_of_service() {
             " external local",
         ),
         ("  trafficDistribution: PreferSameNode\n", ""),
+        ("  sessionAffinity: ClientIP\n", " kept 10800 s"),
+        (
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 7}}\n",
+            " kept 7 s",
+        ),
+        ("  sessionAffinity: None\n", ""),
+        // Ranges count for load balancers alone.
+        ("  loadBalancerSourceRanges: [10.0.0.0/8]\n", ""),
+        (
+            "  type: LoadBalancer\n  loadBalancerSourceRanges: [' 10.1.2.3/8 ', '010.0.0.0/8', \
+             'fd00::/8']\nstatus: {loadBalancer: {ingress: [{ip: 203.0.113.1}]}}\n",
+            " 10.0.0.0/8 fd00::/8",
+        ),
     ];
     for (spec, expected) in rows {
         let ports = if spec.contains("  ports:") {
@@ -195,6 +215,12 @@ fn addresses_of_each_type() {
             "10.96.0.1:80 203.0.113.1:80! 203.0.113.2:80! *4:30080",
         ),
         (
+            "  type: LoadBalancer\n  externalIPs: [198.51.100.7]\n  ports: [{port: 80, nodePort: \
+             30080}]\n  loadBalancerSourceRanges: [0.0.0.0/0]\nstatus:\n  loadBalancer:\n    ingress: \
+             [{ip: 203.0.113.1}]\n",
+            "10.96.0.1:80 198.51.100.7:80! 203.0.113.1:80!# *4:30080",
+        ),
+        (
             "  externalIPs: [198.51.100.7]\n",
             "10.96.0.1:80 198.51.100.7:80!",
         ),
@@ -209,7 +235,9 @@ fn addresses_of_each_type() {
             "metadata: {{name: web}}\nspec:\n{own}{ports}{spec}"
         ));
         let expected = format!("default/web:80/TCP {expected} > 10.0.0.1:8080");
-        assert_eq!(world.ports(), [expected], "{spec}");
+        let found = world.ports();
+        let found = found[0].trim_end_matches(" 0.0.0.0/0");
+        assert_eq!(found, expected, "{spec}");
     }
 }
 
@@ -359,14 +387,6 @@ fn host_ports_of_running_pods_of_this_node() {
 fn what_is_not_served_is_told() {
     let rows = [
         (
-            "  sessionAffinity: ClientIP\n",
-            "warning: Service default/web: spec.sessionAffinity: ",
-        ),
-        (
-            "  loadBalancerSourceRanges: [10.0.0.0/8]\n",
-            "warning: Service default/web: spec.loadBalancerSourceRanges: ",
-        ),
-        (
             "  trafficDistribution: PreferFar\n",
             "warning: Service default/web: spec.trafficDistribution: ",
         ),
@@ -430,6 +450,18 @@ fn what_breaks_a_rule_is_refused() {
         (
             "  internalTrafficPolicy: Zone\n",
             "spec.internalTrafficPolicy: \"Zone\" is not a policy",
+        ),
+        (
+            "  sessionAffinity: Cookie\n",
+            "spec.sessionAffinity: \"Cookie\" is not an affinity",
+        ),
+        (
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {clientIP: {timeoutSeconds: 0}}\n",
+            "spec.sessionAffinityConfig.clientIP.timeoutSeconds: 0 is not a time-out",
+        ),
+        (
+            "  type: LoadBalancer\n  loadBalancerSourceRanges: [10.0.0.0/8, 10.0.0.0/33]\n",
+            "spec.loadBalancerSourceRanges[1]: \"10.0.0.0/33\" is not a range",
         ),
     ];
     for (spec, expected) in rows {

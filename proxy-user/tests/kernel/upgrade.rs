@@ -108,6 +108,8 @@ fn changed_records_begin_anew_with_all_that_refers_to_them() {
                 "SERVICES_V6",
                 "FLOWS_V4",
                 "FLOWS_V6",
+                "AFFINITY_V4",
+                "AFFINITY_V6",
             ],
         ),
     ];
@@ -141,14 +143,30 @@ fn versions_that_did_not_say_are_known() {
             &[
                 "SETTINGS",
                 "SLOTS",
+                "SOURCES_V4",
+                "SOURCES_V6",
                 "SERVICES_V4",
                 "SERVICES_V6",
                 "DEVICES",
                 "FLOWS_V4",
                 "FLOWS_V6",
+                "AFFINITY_V4",
+                "AFFINITY_V6",
             ],
         ),
-        (2, &["SETTINGS", "SLOTS", "SERVICES_V4", "SERVICES_V6"]),
+        (
+            2,
+            &[
+                "SETTINGS",
+                "SLOTS",
+                "SOURCES_V4",
+                "SOURCES_V6",
+                "SERVICES_V4",
+                "SERVICES_V6",
+                "AFFINITY_V4",
+                "AFFINITY_V6",
+            ],
+        ),
     ];
     let world = World::new("ks-unsaid");
     let folder = world.folder();

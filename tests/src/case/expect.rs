@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
+use std::net::IpAddr;
 
 use proxy_common::abi::{Counter, FlowStep, flow_state};
 use proxy_common::datapath::verdict::Action;
@@ -10,7 +11,7 @@ use proxy_user::simulation::{FlowRecord, Tuple};
 
 use super::Hook;
 use super::place::{self, Next};
-use super::world::World;
+use super::world::{Kept, World};
 use crate::packet::{Packet, SENT_TO, ones_complement_sum};
 
 /// One direction of a connection: what a packet is, and what it becomes.
@@ -128,8 +129,8 @@ fn addresses(tuple: &Tuple) -> Vec<u8> {
     let mut bytes = Vec::new();
     for address in [tuple.source.ip(), tuple.destination.ip()] {
         match address {
-            std::net::IpAddr::V4(address) => bytes.extend(address.octets()),
-            std::net::IpAddr::V6(address) => bytes.extend(address.octets()),
+            IpAddr::V4(address) => bytes.extend(address.octets()),
+            IpAddr::V6(address) => bytes.extend(address.octets()),
         }
     }
     bytes
@@ -159,6 +160,7 @@ fn resolve(entry: &mut FlowRecord, way: &Way) {
 }
 
 type Edit = Box<dyn Fn(&mut World) + Send + Sync>;
+type AffinityEdit = Box<dyn Fn(&mut BTreeMap<(IpAddr, u32), Kept>) + Send + Sync>;
 type FlowEdit = Box<dyn Fn(&mut BTreeMap<Tuple, FlowRecord>) + Send + Sync>;
 
 /// What a step is expected to do.
@@ -169,6 +171,8 @@ pub struct Expected {
     pub frame: Vec<u8>,
     /// What it does to the flow tables, in order.
     pub flows: Vec<FlowEdit>,
+    /// What it does to the tables of whom clients are kept with.
+    pub affinities: Vec<AffinityEdit>,
     /// By how much it raises counters.
     pub counters: BTreeMap<u32, Counter>,
 }
@@ -180,6 +184,7 @@ impl Expected {
             action: Action::Pass,
             frame: frame.to_vec(),
             flows: Vec::new(),
+            affinities: Vec::new(),
             counters: BTreeMap::new(),
         }
     }
@@ -271,6 +276,16 @@ impl Step {
         edit: impl Fn(&mut BTreeMap<Tuple, FlowRecord>) + Send + Sync + 'static,
     ) -> &mut Self {
         self.expected.flows.push(Box::new(edit));
+        self
+    }
+
+    /// Expects the client of a connection to be kept with its backend from now on.
+    pub fn keeps(&mut self, connection: &Connection, now: u32) -> &mut Self {
+        let key = (connection.forward.tuple.source.ip(), connection.service);
+        let kept = (connection.backend, connection.generation, now);
+        self.expected.affinities.push(Box::new(move |affinities| {
+            affinities.insert(key, kept);
+        }));
         self
     }
 

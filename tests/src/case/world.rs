@@ -40,6 +40,9 @@ pub enum Reach {
     Node,
 }
 
+/// The backend that a client is kept with: index, generation, and the tick of its last new connection.
+pub type Kept = (u32, u32, u32);
+
 /// All that decides about a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct World {
@@ -59,6 +62,10 @@ pub struct World {
     pub filter: BTreeMap<u32, u64>,
     /// `DEVICES`.
     pub devices: BTreeMap<DeviceKey, Device>,
+    /// `SOURCES_*`: service and range.
+    pub sources: BTreeSet<(u32, IpNet)>,
+    /// `AFFINITY_*`: client and service, and whom it is kept with.
+    pub affinities: BTreeMap<(IpAddr, u32), Kept>,
     /// `FLOWS_*`.
     pub flows: BTreeMap<Tuple, FlowRecord>,
     /// Routes by destination.
@@ -89,6 +96,8 @@ impl Default for World {
             slots: BTreeMap::new(),
             filter: BTreeMap::new(),
             devices: BTreeMap::new(),
+            sources: BTreeSet::new(),
+            affinities: BTreeMap::new(),
             flows: BTreeMap::new(),
             routes: place::routes().into_iter().collect(),
             neighbours: place::neighbours().into_iter().collect(),
@@ -239,8 +248,30 @@ impl World {
         if service.slots != 0 {
             service.flags |= service_flag::ELSEWHERE;
         }
+        let of_this_node = backends.iter();
+        for index in of_this_node {
+            if let Some(backend) = self.backends.get_mut(index) {
+                backend.flags |= backend_flag::LOCAL;
+            }
+        }
         service.first_local = first_local;
         service.local_slots = u32::try_from(backends.len()).unwrap_or_default();
+    }
+
+    /// Lets only these clients use a service.
+    pub fn restrict(&mut self, protocol: u8, at: SocketAddr, ranges: &[IpNet]) {
+        if let Some(service) = self.services.get_mut(&(at, protocol)) {
+            service.flags |= service_flag::RESTRICTED;
+            let id = service.id;
+            self.sources.extend(ranges.iter().map(|range| (id, *range)));
+        }
+    }
+
+    /// Keeps clients of a service with their backend for so many seconds.
+    pub fn keep_clients(&mut self, protocol: u8, at: SocketAddr, seconds: u32) {
+        if let Some(service) = self.services.get_mut(&(at, protocol)) {
+            service.affinity = seconds;
+        }
     }
 
     /// A second way to the same backends.
@@ -272,7 +303,7 @@ fn backend(service: u32, protocol: u8, address: SocketAddr) -> Backend {
         service,
         address: wide(address.ip()),
         port: Be16::new(address.port()),
-        flags: backend_flag::SERVING,
+        flags: backend_flag::SERVING | backend_flag::CLUSTER,
         protocol,
         family: if address.is_ipv4() { 4 } else { 6 },
         pad: [0; 3],

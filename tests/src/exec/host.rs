@@ -1,8 +1,8 @@
 //! Plays cases in the functions themselves.
 
 use proxy_common::abi::{
-    Address, AddressFlags, Backend, Device, DeviceKey, Family, Flow, FlowKey, Service, ServiceKey,
-    Settings, V4, V6,
+    Address, AddressFlags, Affinity, AffinityKey, Backend, Device, DeviceKey, Family, Flow,
+    FlowKey, Service, ServiceKey, Settings, SourceKey, V4, V6,
 };
 use proxy_common::datapath::{RouteQuery, TcEgress, TcIngress, XdpUplink, run};
 use proxy_user::simulation::{
@@ -16,7 +16,7 @@ use anyhow::Result;
 
 use super::{Executor, Outcome, Seen};
 use crate::case::place::{self, RouteKind};
-use crate::case::world::size;
+use crate::case::world::{Kept, size};
 use crate::case::{Hook, World};
 
 /// The host executor.
@@ -33,6 +33,10 @@ struct Sources<'w> {
 impl SharedRecords for Sources<'_> {
     fn tick(&self) -> u32 {
         self.world.tick
+    }
+
+    fn clock(&self) -> u64 {
+        u64::from(self.world.tick) * SECOND
     }
 
     fn settings(&self) -> Option<Settings> {
@@ -67,6 +71,17 @@ impl<F: Family> Records<F> for Sources<'_> {
     fn service(&self, key: &ServiceKey<F>) -> Option<Service> {
         let at = SocketAddr::new(key.address.to_ip(), key.port.get());
         self.world.services.get(&(at, key.protocol)).copied()
+    }
+
+    fn admits(&self, question: &SourceKey<F>) -> bool {
+        let client = question.address.to_ip();
+        let mut ranges = self.world.sources.iter();
+        ranges.any(|(service, range)| *service == question.service && range.contains(&client))
+    }
+
+    fn affinity(&self, key: &AffinityKey<F>) -> Option<Affinity> {
+        let key = (key.client.to_ip(), key.service);
+        self.world.affinities.get(&key).map(affinity)
     }
 
     fn address(&self, address: &F::Addr) -> Option<AddressFlags> {
@@ -131,6 +146,12 @@ impl Host {
     pub const fn flows(&self) -> &BTreeMap<Tuple, FlowRecord> {
         &self.world.flows
     }
+
+    /// Whom clients are kept with now.
+    #[must_use]
+    pub const fn affinities(&self) -> &BTreeMap<(IpAddr, u32), Kept> {
+        &self.world.affinities
+    }
 }
 
 impl Executor for Host {
@@ -156,14 +177,19 @@ impl Executor for Host {
         let Changes {
             flows_v4,
             flows_v6,
+            affinity_v4,
+            affinity_v6,
             counters,
         } = simulation.into_changes();
         merge::<V4>(&mut self.world.flows, flows_v4);
         merge::<V6>(&mut self.world.flows, flows_v6);
+        note::<V4>(&mut self.world.affinities, affinity_v4);
+        note::<V6>(&mut self.world.affinities, affinity_v6);
         Ok(Outcome {
             verdict: Seen::Action(verdict.action()),
             frame: frame.bytes(),
             flows: self.world.flows.clone(),
+            affinities: self.world.affinities.clone(),
             counters,
         })
     }
@@ -171,6 +197,34 @@ impl Executor for Host {
     /// The datapath cannot write to what it is given as `&World`.
     fn verify(&mut self) -> Result<()> {
         Ok(())
+    }
+}
+
+/// Where the clock stands still, a tick stands for a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// The record that says whom a client is kept with.
+pub(super) fn affinity((backend, generation, tick): &Kept) -> Affinity {
+    Affinity {
+        last_opened: u64::from(*tick) * SECOND,
+        backend: *backend,
+        generation: *generation,
+    }
+}
+
+/// What a record says.
+pub(super) fn kept(affinity: &Affinity) -> Kept {
+    let seconds = affinity.last_opened / SECOND;
+    let tick = u32::try_from(seconds).unwrap_or(u32::MAX);
+    (affinity.backend, affinity.generation, tick)
+}
+
+fn note<F: Family>(
+    affinities: &mut BTreeMap<(IpAddr, u32), Kept>,
+    written: BTreeMap<AffinityKey<F>, Affinity>,
+) {
+    for (key, affinity) in written {
+        affinities.insert((key.client.to_ip(), key.service), kept(&affinity));
     }
 }
 

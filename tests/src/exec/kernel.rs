@@ -1,14 +1,14 @@
 //! Plays cases in the kernel, by `BPF_PROG_TEST_RUN` of the embedded object's programs.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::process;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use proxy_common::abi::{
-    Address, AddressFlags, Counter, Device, DeviceKey, Family, Flow, FlowKey, LOOPBACK, Service,
-    ServiceKey, V4, V6,
+    Address, AddressFlags, Affinity, AffinityKey, Counter, Device, DeviceKey, Family, Flow,
+    FlowKey, LOOPBACK, Service, ServiceKey, SourceKey, V4, V6,
 };
 use proxy_common::wire::{Be16, Plain};
 use proxy_user::dataplane::load::embedded_object;
@@ -18,11 +18,12 @@ use proxy_user::dataplane::{Globals, Maps, PinFolder, Programs};
 use proxy_user::simulation::{FlowRecord, Tuple, narrow};
 
 use super::arrival::{Arrivals, is_tagged};
+use super::host::{affinity, kept};
 use super::namespace::Namespace;
 use super::requests::PEER;
 use super::{Executor, Outcome, Seen, XDP_REDIRECT, XDP_TX, compare_maps};
 use crate::case::place::{MTU, device};
-use crate::case::world::{TICK, size};
+use crate::case::world::{Kept, TICK, size};
 use crate::case::{Hook, World};
 
 /// Counters of `COUNTERS` that have a meaning: `Reason` from 0, `Event` from 32.
@@ -152,6 +153,19 @@ impl Kernel {
         read_flows(&self.maps.flows_v4, &mut flows)?;
         read_flows(&self.maps.flows_v6, &mut flows)?;
         Ok(flows)
+    }
+
+    /// Whom clients are kept with now.
+    pub fn affinities(&mut self) -> Result<BTreeMap<(IpAddr, u32), Kept>> {
+        let mut affinities = BTreeMap::new();
+        for (key, affinity) in self.maps.affinity_v4.entries()? {
+            affinities.insert((key.client.to_ip(), key.service), kept(&affinity));
+        }
+        for (key, affinity) in self.maps.affinity_v6.entries()? {
+            affinities.insert((key.client.to_ip(), key.service), kept(&affinity));
+        }
+        self.world.affinities.clone_from(&affinities);
+        Ok(affinities)
     }
 
     /// By how much counters were raised since the last call.
@@ -325,11 +339,29 @@ fn of<F: Family, K: Ord + Clone, V: Clone>(
         .collect()
 }
 
+/// The records of `SOURCES_*` of one family.
+fn ranges<F: Family>(world: &World) -> BTreeMap<SourceKey<F>, u32> {
+    let ranges = world.sources.iter();
+    ranges
+        .filter(|(_, range)| range.addr().is_ipv6() == F::IS_V6)
+        .map(|(service, range)| {
+            let key = SourceKey {
+                prefix: SourceKey::<F>::bits(range.prefix_len().into()),
+                service: *service,
+                address: narrow(range.network()),
+            };
+            (key, 1)
+        })
+        .collect()
+}
+
 /// The tables of one family.
 struct FamilyMaps<'m, F: Family> {
     services: &'m Table<ServiceKey<F>, Service>,
     addresses: &'m Table<F::Addr, AddressFlags>,
     flows: &'m Table<FlowKey<F>, Flow<F>>,
+    sources: &'m Table<SourceKey<F>, u32>,
+    affinities: &'m Table<AffinityKey<F>, Affinity>,
 }
 
 impl<F: Family> FamilyMaps<'_, F>
@@ -337,12 +369,28 @@ where
     ServiceKey<F>: Plain,
     FlowKey<F>: Plain,
     Flow<F>: Plain,
+    SourceKey<F>: Plain,
+    AffinityKey<F>: Plain,
 {
     fn load(&self, old: &World, new: &World) -> Result<()> {
         let flow = |key: &Tuple, flow: &FlowRecord| (key.key(), flow.flow());
         let v6 = |key: &Tuple| key.source.is_ipv6();
         let (was, is) = (of::<F, _, _>(&old.flows, v6), of::<F, _, _>(&new.flows, v6));
         sync(self.flows, &was, &is, flow, None)?;
+
+        let client = |(client, service): &(IpAddr, u32), with: &Kept| {
+            let key = AffinityKey {
+                service: *service,
+                client: narrow(*client),
+            };
+            (key, affinity(with))
+        };
+        let v6 = |(client, _): &(IpAddr, u32)| client.is_ipv6();
+        let was = of::<F, _, _>(&old.affinities, v6);
+        let is = of::<F, _, _>(&new.affinities, v6);
+        sync(self.affinities, &was, &is, client, None)?;
+        let (was, is) = (ranges::<F>(old), ranges::<F>(new));
+        sync(self.sources, &was, &is, |key, value| (*key, *value), None)?;
 
         let service = |(at, protocol): &(SocketAddr, u8), service: &Service| {
             let key = ServiceKey {
@@ -358,7 +406,7 @@ where
         let is = of::<F, _, _>(&new.services, v6);
         sync(self.services, &was, &is, service, None)?;
 
-        let v6 = std::net::IpAddr::is_ipv6;
+        let v6 = IpAddr::is_ipv6;
         let was = of::<F, _, _>(&old.addresses, v6);
         let is = of::<F, _, _>(&new.addresses, v6);
         let address = |ip: &_, flags: &u32| (narrow(*ip), AddressFlags(*flags));
@@ -376,7 +424,7 @@ where
             .collect())
     }
 
-    fn addresses(&self) -> Result<BTreeMap<std::net::IpAddr, u32>> {
+    fn addresses(&self) -> Result<BTreeMap<IpAddr, u32>> {
         let entries = self.addresses.entries()?.into_iter();
         Ok(entries.map(|(ip, flags)| (ip.to_ip(), flags.0)).collect())
     }
@@ -388,6 +436,8 @@ impl Kernel {
             services: &self.maps.services_v4,
             addresses: &self.maps.addresses_v4,
             flows: &self.maps.flows_v4,
+            sources: &self.maps.sources_v4,
+            affinities: &self.maps.affinity_v4,
         }
     }
 
@@ -396,6 +446,8 @@ impl Kernel {
             services: &self.maps.services_v6,
             addresses: &self.maps.addresses_v6,
             flows: &self.maps.flows_v6,
+            sources: &self.maps.sources_v6,
+            affinities: &self.maps.affinity_v6,
         }
     }
 }
@@ -461,6 +513,7 @@ impl Executor for Kernel {
             verdict: Seen::Code(code),
             frame,
             flows,
+            affinities: self.affinities()?,
             counters,
         })
     }
@@ -488,6 +541,10 @@ impl Executor for Kernel {
         let mut services = self.v4().services()?;
         services.extend(self.v6().services()?);
         text += &compare_maps("SERVICES", &world.services, &services);
+        let sources = maps.sources_v4.entries()?.into_iter().collect();
+        text += &compare_maps("SOURCES_V4", &ranges::<V4>(world), &sources);
+        let sources = maps.sources_v6.entries()?.into_iter().collect();
+        text += &compare_maps("SOURCES_V6", &ranges::<V6>(world), &sources);
         let mut addresses = self.v4().addresses()?;
         addresses.extend(self.v6().addresses()?);
         text += &compare_maps("ADDRESSES", &world.addresses, &addresses);

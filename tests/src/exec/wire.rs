@@ -407,6 +407,7 @@ impl Executor for Wire {
             verdict: Seen::Exit(exit),
             frame,
             flows,
+            affinities: self.maps.affinities()?,
             counters,
         })
     }

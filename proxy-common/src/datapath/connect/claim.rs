@@ -6,7 +6,7 @@ use crate::datapath::verdict::{Event, Reason};
 use crate::datapath::{choice, forward};
 use crate::wire::{Be16, Delta, protocol};
 
-use super::{Admission, Draft};
+use super::{Admission, Draft, client};
 
 /// How many source ports are tried before a connection is given up.
 const PORT_ATTEMPTS: u32 = 16;
@@ -33,6 +33,9 @@ pub(super) fn make<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: 
             tables.count(Event::FlowMade as u32, 0);
             if draft.answer.destination_port != draft.key.source_port {
                 tables.count(Event::PortClaimed as u32, 0);
+            }
+            if draft.service.affinity != 0 {
+                client::keep(draft, tables);
             }
             Admission::MADE
         }

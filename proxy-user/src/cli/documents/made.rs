@@ -129,6 +129,8 @@ fn records_of(map: &str) -> [String; 2] {
         "BACKENDS" => records(|maps| &maps.backends),
         "SLOTS" => records(|maps| &maps.slots),
         "FILTER" => records(|maps| &maps.filter),
+        "SOURCES_V4" => records(|maps| &maps.sources_v4),
+        "SOURCES_V6" => records(|maps| &maps.sources_v6),
         "SERVICES_V4" => records(|maps| &maps.services_v4),
         "SERVICES_V6" => records(|maps| &maps.services_v6),
         "ADDRESSES_V4" => records(|maps| &maps.addresses_v4),
@@ -137,21 +139,25 @@ fn records_of(map: &str) -> [String; 2] {
         "TX_PORTS" => records(|maps| &maps.tx_ports),
         "FLOWS_V4" => records(|maps| &maps.flows_v4),
         "FLOWS_V6" => records(|maps| &maps.flows_v6),
+        "AFFINITY_V4" => records(|maps| &maps.affinity_v4),
+        "AFFINITY_V6" => records(|maps| &maps.affinity_v6),
         "COUNTERS" => ["u32", "Counter"].map(str::to_owned),
         other => panic!("say which records the map {other} has, here"),
     }
 }
 
 /// Where records, their bits and their numbers are declared.
-const FILES: [&str; 5] = [
+const FILES: [&str; 6] = [
     "abi",
     "abi/settings",
     "abi/frontend",
     "abi/device",
     "abi/flow",
+    "abi/client",
 ];
-const RECORDS: [(&str, usize); 9] = [
+const RECORDS: [(&str, usize); 12] = [
     ("Settings", 1),
+    ("SourceKey", 5),
     ("ServiceKey", 2),
     ("Service", 2),
     ("Backend", 2),
@@ -159,6 +165,8 @@ const RECORDS: [(&str, usize); 9] = [
     ("Device", 3),
     ("FlowKey", 4),
     ("Flow", 4),
+    ("AffinityKey", 5),
+    ("Affinity", 5),
     ("Counter", 0),
 ];
 const NUMBERS: [(&str, usize); 7] = [

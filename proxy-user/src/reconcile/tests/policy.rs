@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::{Hints, TrafficPolicy, ZONE_LABEL};
+use proxy_common::abi::SourceKey;
 
 fn on(node: &str, address: &str) -> Endpoint {
     Endpoint {
@@ -129,4 +130,65 @@ fn hints_follow_the_nodes_zone() {
         let serves = |backend: &Backend| backend.flags & backend_flag::SERVING != 0;
         assert!(plan.backends.values().all(serves), "{zone}");
     }
+}
+
+#[test]
+fn ranges_and_affinity_reach_the_maps() {
+    let mut web = web(
+        TrafficPolicy::Cluster,
+        TrafficPolicy::Cluster,
+        vec![on("worker-2", "10.1.0.1")],
+    );
+    web.terms.affinity = 60;
+    web.terms.ranges = ["203.0.113.0/24", "fd00::/8"]
+        .map(|range| range.parse().unwrap())
+        .into();
+    if let Some(Frontend::Address { restricted, .. }) = web.frontends.get_mut(1) {
+        *restricted = true;
+    }
+    let mut world = World::new();
+    let (plan, ..) = world.round(&state([web.clone()]));
+    for (key, service) in &plan.services_v4 {
+        let external = key.address.to_ip() == ip("203.0.113.10");
+        let restricted = service.flags & service_flag::RESTRICTED != 0;
+        assert_eq!(restricted, external, "{key:?}");
+        assert_eq!(service.affinity, 60);
+    }
+    let of_v4: Vec<_> = plan.sources_v4.iter().map(SourceKey::range).collect();
+    assert_eq!(of_v4, [(ip("203.0.113.0"), 24)]);
+    let of_v6: Vec<_> = plan.sources_v6.iter().map(SourceKey::range).collect();
+    assert_eq!(of_v6, [(ip("fd00::"), 8)]);
+    world.restart();
+    assert_eq!(world.round(&state([web.clone()])).2, []);
+
+    // Other ranges: the new ones are let in before the old ones are not any more, and a service is never
+    // restricted before its ranges are there, nor open while it is still to be restricted.
+    let mut narrower = web.clone();
+    narrower.terms.ranges = ["203.0.113.128/25".parse().unwrap()].into();
+    let (_, _, ops) = world.round(&state([narrower]));
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [
+                Op::WriteSourceV4 { .. },
+                Op::DeleteSourceV6 { .. },
+                Op::DeleteSourceV4 { .. }
+            ]
+        ),
+        "{ops:?}"
+    );
+    let mut open = web;
+    open.terms.ranges = [].into();
+    if let Some(Frontend::Address { restricted, .. }) = open.frontends.get_mut(1) {
+        *restricted = false;
+    }
+    let (plan, _, ops) = world.round(&state([open]));
+    assert!(plan.sources_v4.is_empty());
+    assert!(
+        matches!(
+            ops.as_slice(),
+            [Op::WriteServiceV4 { .. }, Op::DeleteSourceV4 { .. }]
+        ),
+        "{ops:?}"
+    );
 }

@@ -1,13 +1,15 @@
 //! Services.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use ipnet::IpNet;
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use serde::{Deserialize, Serialize};
 
 use super::{
     FieldError, HEADLESS_LABEL, PROXY_NAME_LABEL, Remark, address, annotation, label, object_ref,
-    port, protocol,
+    parse_address, port, protocol,
 };
 use crate::model::{Algorithm, Kind, ObjectRef, Policies, Protocol, Terms, TrafficPolicy};
 
@@ -125,7 +127,11 @@ impl ServiceObject {
         checked.addresses(service, spec, kind)?;
         checked.node_port_families = families(spec, &checked.cluster)?;
         checked.ports = ports(spec, kind, &mut checked.remarks)?;
-        checked.terms.policies = policies(spec)?;
+        checked.terms = Terms {
+            policies: policies(spec)?,
+            affinity: affinity(spec)?,
+            ranges: source_ranges(spec, kind)?,
+        };
         known_distribution(spec, &mut checked.remarks);
         not_served(spec, &mut checked.remarks);
         Ok(checked)
@@ -339,6 +345,56 @@ fn ports(
     Ok(ports)
 }
 
+/// `sessionAffinity`, seconds; zero: none. The default and the limit are the API server's.
+fn affinity(spec: &ServiceSpec) -> Result<u32, FieldError> {
+    const DEFAULT: i32 = 10_800;
+    const MOST: i32 = 86_400;
+    match spec.session_affinity.as_deref() {
+        None | Some("" | "None") => return Ok(0),
+        Some("ClientIP") => {}
+        Some(other) => {
+            let message = format!("{other:?} is not an affinity: write None or ClientIP");
+            return Err(FieldError::new("spec.sessionAffinity", message));
+        }
+    }
+    let config = spec.session_affinity_config.as_ref();
+    let given = config
+        .and_then(|config| config.client_ip.as_ref())
+        .and_then(|client| client.timeout_seconds);
+    match given.unwrap_or(DEFAULT) {
+        seconds @ 1..=MOST => Ok(seconds.unsigned_abs()),
+        other => {
+            let field = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+            let message = format!("{other} is not a time-out: write 1 to {MOST} seconds");
+            Err(FieldError::new(field, message))
+        }
+    }
+}
+
+/// `loadBalancerSourceRanges`, as the API server lets them stand: with space around them, and with
+/// leading zeros in old objects.
+fn source_ranges(spec: &ServiceSpec, kind: ServiceType) -> Result<Arc<[IpNet]>, FieldError> {
+    let given = spec.load_balancer_source_ranges.as_deref();
+    let mut ranges = Vec::new();
+    if kind == ServiceType::LoadBalancer {
+        for (i, text) in given.unwrap_or_default().iter().enumerate() {
+            let range = text.trim().split_once('/').and_then(|(address, length)| {
+                let address = parse_address(address).ok()?;
+                IpNet::new(address, length.parse().ok()?).ok()
+            });
+            let Some(range) = range else {
+                let field = format!("spec.loadBalancerSourceRanges[{i}]");
+                let message = format!("{text:?} is not a range: write one as 192.0.2.0/24");
+                return Err(FieldError::new(field, message));
+            };
+            ranges.push(range.trunc());
+        }
+    }
+    ranges.sort_unstable();
+    ranges.dedup();
+    Ok(ranges.into())
+}
+
 fn policies(spec: &ServiceSpec) -> Result<Policies, FieldError> {
     let one = |field: &str, text: &Option<String>| match text.as_deref() {
         None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
@@ -371,19 +427,6 @@ fn known_distribution(spec: &ServiceSpec, remarks: &mut Vec<Remark>) {
 /// Says what of a Service isn't served yet.
 fn not_served(spec: &ServiceSpec, remarks: &mut Vec<Remark>) {
     let mut warn = |field: &str, message: &str| remarks.push(Remark::warning(field, message));
-    if spec.session_affinity.as_deref() == Some("ClientIP") {
-        let message = "client affinity isn't served yet: each connection chooses anew (the \
-                       annotation causeway.dev/algorithm: maglev is not affinity either)";
-        warn("spec.sessionAffinity", message);
-    }
-    if spec
-        .load_balancer_source_ranges
-        .as_ref()
-        .is_some_and(|ranges| !ranges.is_empty())
-    {
-        let message = "source ranges aren't enforced yet: every client is let in";
-        warn("spec.loadBalancerSourceRanges", message);
-    }
     if spec.health_check_node_port.is_some_and(|port| port != 0) {
         warn(
             "spec.healthCheckNodePort",
