@@ -171,6 +171,10 @@ pub struct PodNetworkConfig {
     pub enabled: bool,
     /// This node has routes to the pods of others.
     pub routes: bool,
+    /// What its pods send out of the cluster carries this node's address.
+    pub masquerade: bool,
+    /// But for what goes there.
+    pub not_masqueraded: Vec<ipnet::IpNet>,
 }
 
 /// A checked configuration.

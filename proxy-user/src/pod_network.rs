@@ -1,11 +1,14 @@
 //! What pods' networks need of this node: the file that `causeway-cni` reads, the host ports that it
-//! writes, and routes to other nodes' pods.
+//! writes, routes to other nodes' pods, and masquerade.
 //!
 //! The plugin works while the daemon is away, and the other way round: each reads what the other
 //! has written, when it is there again.
 
 mod host_ports;
+mod masquerade;
 mod routes;
+
+pub use masquerade::remove as remove_masquerade;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use std::sync::Arc;
 use proxy_cni::node::{Attended, NodeFile, Presence};
 use proxy_cni::record::{Attachment, Store, is_pod_device};
 
+use self::masquerade::Masquerade;
 use crate::config::Config;
 use crate::dataplane::attach::Attached;
 use crate::kernel::netlink::Netlink;
@@ -40,6 +44,7 @@ pub struct PodNetwork {
     /// What the records said last; none: they were never read.
     attachments: Option<Vec<Attachment>>,
     written: Option<NodeFile>,
+    masquerade: Option<Masquerade>,
     presence: Option<Presence>,
     /// What was logged last, so that it is said once.
     problem: Option<String>,
@@ -119,6 +124,7 @@ impl PodNetwork {
         if config.pod_network.routes {
             findings.extend(routes::sync(state, &config.node, facts, netlink));
         }
+        findings.extend(self.masquerade(config, state, facts));
         if let Err(error) = self.publish(config, state, facts, attached) {
             findings.push(Finding {
                 problem: format!("no pod can be added to this node: {error}"),
@@ -126,6 +132,29 @@ impl PodNetwork {
             });
         }
         findings
+    }
+
+    fn masquerade(&mut self, config: &Config, state: &State, facts: &Facts) -> Option<Finding> {
+        let wanted = if config.pod_network.masquerade {
+            Masquerade::desired(config, state, facts)
+        } else {
+            Masquerade::default()
+        };
+        match wanted.write(&config.instance, self.masquerade.as_ref()) {
+            Ok(changed) => {
+                if changed {
+                    tracing::info!(?wanted, "masquerade");
+                }
+                self.masquerade = Some(wanted);
+                None
+            }
+            Err(error) => Some(Finding {
+                problem: format!(
+                    "what pods send out of the cluster keeps its source, so no answers come: {error}"
+                ),
+                remedy: "modprobe nft_masq, or set pod_network.masquerade = false".to_owned(),
+            }),
+        }
     }
 
     fn publish(

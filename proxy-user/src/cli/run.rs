@@ -13,6 +13,7 @@ use super::{
 use crate::{
     api, daemon,
     dataplane::{InstanceLock, PinFolder, attach::detach_all},
+    pod_network,
     telemetry::log,
 };
 
@@ -45,5 +46,9 @@ pub(super) fn detach<W: Write>(
     // A daemon would put everything back at once.
     let _lock = InstanceLock::of_existing(&folder).context("cannot detach")?;
     detach_all(&folder).context("cannot detach")?;
+    if let Err(error) = pod_network::remove_masquerade(&instance) {
+        // A kernel without nftables has no tables of ours either.
+        tracing::debug!(%error, "no tables of nftables were removed");
+    }
     output.text(&format!("instance {instance} is out of the kernel"))
 }

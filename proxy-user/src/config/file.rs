@@ -129,4 +129,7 @@ pub(super) struct Api {
 pub(super) struct PodNetwork {
     pub(super) enabled: Option<bool>,
     pub(super) routes: Option<bool>,
+    pub(super) masquerade: Option<bool>,
+    #[serde(default)]
+    pub(super) not_masqueraded: Vec<Text>,
 }

@@ -77,6 +77,11 @@ pub(super) fn resolve(
         pod_network: PodNetworkConfig {
             enabled: parsed.pod_network.enabled.unwrap_or(false),
             routes: parsed.pod_network.routes.unwrap_or(true),
+            masquerade: parsed.pod_network.masquerade.unwrap_or(true),
+            not_masqueraded: check.ranges(
+                "pod_network.not_masqueraded",
+                &parsed.pod_network.not_masqueraded,
+            ),
         },
         instance,
     };

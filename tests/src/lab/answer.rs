@@ -19,7 +19,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{process::Process, world::World};
+use super::{namespace::Namespace, process::Process, world::World};
 
 /// The port of nginx in every pod.
 pub const HTTP_PORT: u16 = 8080;
@@ -33,21 +33,29 @@ const BACKLOG: i32 = 4096;
 /// Starts nginx and the echo server in pod `number`, and waits until both listen. `lab` is the
 /// program that has the command `echo`.
 pub fn serve(world: &World, number: u8, lab: &Path) -> Result<Vec<Process>> {
-    let pod = format!("pod{number}");
-    let namespace = world.pod(number);
-    let directory = world.directory().join(&pod);
+    serve_in(world, &format!("pod{number}"), &world.pod(number), lab)
+}
+
+/// The same anywhere; they answer as `pod`.
+pub fn serve_in(
+    world: &World,
+    pod: &str,
+    namespace: &Namespace,
+    lab: &Path,
+) -> Result<Vec<Process>> {
+    let directory = world.directory().join(pod);
     let mut nginx = Command::new("nginx");
     nginx
         .arg("-p")
         .arg(&directory)
         .arg("-c")
-        .arg(nginx_config(&pod, &directory)?)
+        .arg(nginx_config(pod, &directory)?)
         .args(["-e", "error.log"]);
     let mut echo = Command::new(lab);
-    echo.args(["echo", "--name", &pod, "--port", &ECHO_PORT.to_string()]);
+    echo.args(["echo", "--name", pod, "--port", &ECHO_PORT.to_string()]);
     let mut started = Vec::new();
     for (command, name, port) in [(nginx, "nginx", HTTP_PORT), (echo, "echo", ECHO_PORT)] {
-        let mut process = world.start(&namespace, command, &format!("{pod}-{name}"))?;
+        let mut process = world.start(namespace, command, &format!("{pod}-{name}"))?;
         let listens = || {
             let connected = || std::net::TcpStream::connect((Ipv6Addr::LOCALHOST, port)).is_ok();
             namespace.enter(connected).unwrap_or(false)

@@ -1,6 +1,7 @@
 //! What pods reach, and what is left of them.
 
 use std::{
+    process::Command,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -216,4 +217,42 @@ fn routes_follow_the_nodes_and_foreign_ones_stay() -> Result<()> {
     })?;
     ensure!(shown(&["route"])?.contains("10.9.0.0/16 via 192.0.2.12"));
     Ok(())
+}
+
+#[test]
+fn what_leaves_the_cluster_carries_the_nodes_address() -> Result<()> {
+    let mut runtime = Runtime::start("not_masqueraded = [\"198.51.100.0/25\"]\n")?;
+    // The client has a second address, beyond the range that keeps sources.
+    let client = runtime.world().client();
+    let address = ["addr", "add", "198.51.100.200/24", "dev", "eth0"];
+    client.output(Command::new("ip").args(address))?;
+    runtime.serve_client()?;
+    let pod = runtime.add(1, &json!({}))?;
+    let far: std::net::IpAddr = "198.51.100.200".parse()?;
+    let v6 = proxy_tests::lab::layout::client(Family::V6);
+    for (target, source) in [
+        (far, node(1, Family::V4)),
+        (v6, node(1, Family::V6)),
+        // Excluded by the configuration; the router knows the way back.
+        (
+            proxy_tests::lab::layout::client(Family::V4),
+            pod.address(Family::V4)?,
+        ),
+    ] {
+        ensure!(is_pinged(&pod.room, target)?, "{target} does not answer");
+        let (_, seen) = curl(&pod.room, target, HTTP_PORT)?;
+        ensure!(seen == source, "{target} saw {seen}");
+    }
+    // Between pods of two nodes nothing is translated.
+    let other = runtime.add(2, &json!({}))?;
+    let (_, seen) = curl(&pod.room, other.address(Family::V4)?, HTTP_PORT)?;
+    ensure!(seen == pod.address(Family::V4)?, "a pod saw {seen}");
+    // What somebody takes away comes back.
+    let table = format!("causeway-{}", runtime.cluster.daemon(1)?.instance());
+    runtime.on_node(1, "nft", &["delete", "table", "ip", &table])?;
+    eventually(|| {
+        let (_, seen) = curl(&pod.room, far, HTTP_PORT)?;
+        ensure!(seen == node(1, Family::V4), "{far} saw {seen}");
+        Ok(())
+    })
 }

@@ -199,6 +199,14 @@ impl Runtime {
         })
     }
 
+    /// A web server at the client outside.
+    pub(crate) fn serve_client(&mut self) -> Result<()> {
+        let lab = Path::new(env!("CARGO_BIN_EXE_lab"));
+        let servers = answer::serve_in(self.world(), "client", &self.world().client(), lab)?;
+        self.servers.extend(servers);
+        Ok(())
+    }
+
     pub(crate) fn del(&self, pod: &Pod) -> Result<()> {
         self.call(pod.node, "DEL", Some(pod.number), &json!({}))
             .map(drop)
