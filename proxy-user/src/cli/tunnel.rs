@@ -142,9 +142,16 @@ fn ask(socket: &Path) -> anyhow::Result<Report> {
     serde_json::from_value(value.map_err(failure)?).context("the answer is not of this version")
 }
 
+/// Steps of tasks between two looks at sockets.
+const EVENTS: u32 = 7;
+
 fn runtime(workers: usize) -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(workers)
+        // While there is always something to do, sockets are looked at this often. A packet takes tens
+        // of microseconds, so with the default of 61 a byte would wait for milliseconds at each end.
+        .event_interval(EVENTS)
+        .global_queue_interval(EVENTS)
         .enable_all()
         .build()
         .context("cannot start the runtime")

@@ -15,8 +15,8 @@ use super::memory::Budget;
 use super::queue::{self, Queue};
 use super::socket::Traffic;
 
-/// Bytes of a full packet: the largest that the library has.
-pub const PACKET: usize = 65_535;
+/// Bytes of a full packet: a full frame.
+pub const PACKET: usize = 65_160 - 64;
 
 /// More than this cannot wait for its reader, unless that is no more: flow control of the streams keeps
 /// it below.
@@ -141,6 +141,10 @@ impl<M: Message> AsyncWrite for ChannelIo<M> {
             ready!(self.poll_drain(cx))?;
         }
         let mut written = 0;
+        if self.buffer.is_empty() {
+            // The same memory as the last time, once that has been sent.
+            self.buffer.reserve(PACKET);
+        }
         for slice in slices {
             let room = PACKET - self.buffer.len();
             let part = (&**slice).take(room);

@@ -250,6 +250,7 @@ async fn send(
     forward: &Forward,
 ) -> Result<(), Refusal> {
     let mut size = Size::default();
+    let mut buffer = BytesMut::new();
     loop {
         // Nothing is held for a connection that has nothing to say.
         tokio::select! {
@@ -262,13 +263,18 @@ async fn send(
         if waited > Duration::from_millis(1) {
             forward.blocked(waited);
         }
-        let mut buffer = BytesMut::with_capacity(room);
-        match read(&mut from, &mut buffer) {
+        // The same memory as before, if that has been sent.
+        buffer.reserve(room);
+        match read(&mut from, &mut buffer, room) {
             Ok(0) => break,
             Ok(bytes) => {
                 size.learn(bytes, room);
                 count.add_bytes(bytes);
-                to.send(buffer.freeze()).await?;
+                to.send(buffer.split().freeze()).await?;
+                if size.is_least() || bytes < room / 2 {
+                    // A connection that says little holds nothing.
+                    buffer = BytesMut::new();
+                }
             }
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(error) => return Err(local(&error)),
@@ -277,9 +283,9 @@ async fn send(
     to.finish().await
 }
 
-/// Reads at most what `buffer` has room for.
-fn read(from: &mut ReadHalf<'_>, buffer: &mut BytesMut) -> io::Result<usize> {
-    from.try_read_buf(buffer)
+/// Reads at most `room` bytes.
+fn read(from: &mut ReadHalf<'_>, buffer: &mut BytesMut, room: usize) -> io::Result<usize> {
+    from.try_read_buf(&mut bytes::BufMut::limit(buffer, room))
 }
 
 fn local(error: &io::Error) -> Refusal {
@@ -347,6 +353,10 @@ struct Size {
 impl Size {
     fn bytes(&self) -> usize {
         READS.get(self.step).copied().unwrap_or(READS[0])
+    }
+
+    const fn is_least(&self) -> bool {
+        self.step == 0
     }
 
     fn learn(&mut self, read: usize, room: usize) {

@@ -38,6 +38,10 @@ pub fn carried(stream: &TcpStream) -> io::Result<()> {
 /// So much may wait in this process for the kernel to take it, before who has more has to wait.
 const BACKLOG: usize = 256 * 1024;
 
+/// The library asks for four bytes first, and then for the rest of a packet. So much is read at once in
+/// place of less, since many packets are small.
+const AHEAD: usize = 4 * 1024;
+
 /// More than this cannot come together unless something is wrong.
 const BACKLOG_LIMIT: usize = 128 * 1024 * 1024;
 
@@ -170,6 +174,7 @@ impl Traffic {
 pub struct Metered {
     stream: Arc<TcpStream>,
     traffic: Arc<Traffic>,
+    ahead: BytesMut,
 }
 
 /// Ends a connection that somebody else reads and writes.
@@ -207,6 +212,7 @@ impl Metered {
         let metered = Self {
             stream: Arc::clone(&stream),
             traffic: Arc::clone(&traffic),
+            ahead: BytesMut::new(),
         };
         let drain = {
             let traffic = Arc::clone(&traffic);
@@ -227,26 +233,50 @@ fn bytes(number: usize) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-impl AsyncRead for Metered {
-    fn poll_read(
-        self: Pin<&mut Self>,
+impl Metered {
+    /// Reads once the kernel has something; pending until then.
+    fn poll_take(
+        &self,
         cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+        mut read: impl FnMut(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.stream.poll_read_ready(cx))?;
-            match self.stream.try_read(buffer.initialize_unfilled()) {
-                Ok(read) => {
-                    buffer.advance(read);
-                    self.traffic
-                        .received
-                        .fetch_add(bytes(read), Ordering::Relaxed);
-                    return Poll::Ready(Ok(()));
+            match read(&self.stream) {
+                Ok(count) => {
+                    let received = &self.traffic.received;
+                    received.fetch_add(bytes(count), Ordering::Relaxed);
+                    return Poll::Ready(Ok(count));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+    }
+}
+
+impl AsyncRead for Metered {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.ahead.is_empty() {
+            if buffer.remaining() >= AHEAD {
+                let read =
+                    self.poll_take(cx, |stream| stream.try_read(buffer.initialize_unfilled()));
+                buffer.advance(ready!(read)?);
+                return Poll::Ready(Ok(()));
+            }
+            let mut ahead = std::mem::take(&mut self.ahead);
+            ahead.reserve(AHEAD);
+            let read = self.poll_take(cx, |stream| stream.try_read_buf(&mut ahead));
+            self.ahead = ahead;
+            ready!(read)?;
+        }
+        let count = self.ahead.len().min(buffer.remaining());
+        buffer.put_slice(&self.ahead.split_to(count));
+        Poll::Ready(Ok(()))
     }
 }
 

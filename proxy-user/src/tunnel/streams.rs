@@ -24,8 +24,10 @@ use super::window::{LEAST, Window};
 /// Flow control of all streams together: as much as the protocol can say.
 const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 
-/// With its header of 9 bytes a frame fills one SSH packet.
-const FRAME: u32 = 65_535 - 9;
+/// With its header of 9 bytes a frame fills one SSH packet; that, and what is in it, the kernel carries as
+/// one: 45 segments of 1,448 bytes are the most (`GSO_MAX_SIZE`, 64 KiB). One byte more would be a
+/// packet of its own, both on its way and at the end.
+const FRAME: u32 = 65_160 - 64 - 9;
 
 /// Bytes of a stream that wait to be sent in this process.
 const SEND_BUFFER: usize = 512 * 1024;

@@ -4,10 +4,13 @@
 use std::time::{Duration, Instant};
 
 /// The smallest window, bytes, which is also the first.
-pub const LEAST: u32 = 256 * 1024;
+pub const LEAST: u32 = 128 * 1024;
 
 /// The largest window, bytes: at 20 ms and 5 Gbit/s, 12.5 MB are under way.
 pub const MOST: u32 = 16 * 1024 * 1024;
+
+/// As long as nothing has gone faster, a path is taken to have 1 Gbit/s: bytes a second.
+const ASSUMED: f64 = 125e6;
 
 /// A minimum of round trip times, and a maximum of rates, is believed for so long.
 const BELIEVED: Duration = Duration::from_secs(10);
@@ -51,24 +54,28 @@ impl Window {
     /// returns the new window if it is another.
     pub fn learn(&mut self, round_trip: Duration, received: u64, now: Instant) -> Option<u32> {
         let fresh = |at: Instant| now.saturating_duration_since(at) < BELIEVED;
-        match self.round_trip {
-            Some((least, at)) if least <= round_trip && fresh(at) => {}
-            _ => self.round_trip = Some((round_trip, now)),
-        }
         let (before, since) = self.last;
+        // While it goes as fast as ever, what makes a round trip longer is what waits on the way. A
+        // path that has become longer shows in the rate.
+        let mut queues = false;
         let time = now.saturating_duration_since(since);
         if !time.is_zero() {
             // Less than 2^52 bytes between two calls.
             #[expect(clippy::cast_precision_loss, reason = "an estimate")]
             let rate = received.saturating_sub(before) as f64 / time.as_secs_f64();
             let (most, at) = self.rate;
+            queues = rate * 2.0 >= most && rate > f64::from(LEAST);
             if rate >= most || !fresh(at) {
                 self.rate = (rate, now);
             }
             self.last = (received, now);
         }
+        match self.round_trip {
+            Some((least, at)) if least <= round_trip && (queues || fresh(at)) => {}
+            _ => self.round_trip = Some((round_trip, now)),
+        }
         let least = self.round_trip.map_or(Duration::ZERO, |(least, _)| least);
-        let under_way = self.rate.0 * least.as_secs_f64();
+        let under_way = self.rate.0.max(ASSUMED) * least.as_secs_f64();
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_sign_loss,
@@ -135,12 +142,22 @@ mod tests {
         let start = window.last.1;
         window.learn(MS / 5, 0, start);
         let mut received = 0;
-        for round in 1..100_u32 {
+        for round in 1..1_000_u32 {
             received += 30_000_000;
             // The path is short; what makes it look long is what waits in it.
             window.learn(5 * MS, received, start + 50 * MS * round);
         }
         assert!(window.size() <= LEAST * 2, "{}", window.size());
+    }
+
+    #[test]
+    fn a_path_that_has_become_longer_is_believed() {
+        let mut window = Window::new(MOST, Instant::now());
+        let near = run(&mut window, 2 * MS, 500e6, 300);
+        assert!(near <= 2_100_000, "{near}");
+        // Its window allows less than half of what it had.
+        let far = run(&mut window, 20 * MS, 500e6, 300);
+        assert!(far > 6 * near, "{far}");
     }
 
     #[test]
