@@ -11,3 +11,5 @@ mod heals;
 mod pairings;
 #[path = "tunnel/refuses.rs"]
 mod refuses;
+#[path = "tunnel/regress.rs"]
+mod regress;

@@ -276,6 +276,13 @@ fn keys_change_under_load_between_our_ends() -> Result<()> {
     rekeys(Ends::Ours, 256 << 20, 32 << 20)
 }
 
+/// The same with 10 GiB each way and the smallest limit that is in use (`ChaCha20`): some minutes.
+#[test]
+#[ignore = "takes minutes; run with `--ignored`"]
+fn ten_gibibytes_through_rekeys() -> Result<()> {
+    rekeys(Ends::Ours, (10 << 30) / 4, 1 << 30)
+}
+
 #[test]
 fn keys_change_under_load_to_openssh() -> Result<()> {
     rekeys(Ends::ToSshd, 32 << 20, 16 << 20)

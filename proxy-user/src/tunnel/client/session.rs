@@ -529,7 +529,14 @@ async fn probe(shared: &Shared, handle: &Handle<Handler>) -> Exposure {
         Ok(Ok(channel)) => {
             // Until the node's connection to itself has come back to us and was refused.
             let (mut reader, writer) = channel.split();
-            let ended = async { while reader.wait().await.is_some() {} };
+            // `sshd` closes its end only after ours.
+            let ended = async {
+                while let Some(message) = reader.wait().await {
+                    if matches!(message, ChannelMsg::Eof | ChannelMsg::Close) {
+                        break;
+                    }
+                }
+            };
             let _ = timeout(WITHIN, ended).await;
             let _ = writer.close().await;
             Exposure::Reachable
