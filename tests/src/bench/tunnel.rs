@@ -239,6 +239,7 @@ struct Figures {
 pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
     load::many_descriptors()?;
     let mut subjects = Vec::new();
+    let wanted = |case: &&Case| options.wants(case.name);
     for (number, (name, sessions)) in [(PEER, 1), ("causeway", 1), ("causeway-k2", 2)]
         .into_iter()
         .enumerate()
@@ -250,10 +251,10 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
         subject.start().with_context(|| subject.name)?;
     }
     let rounds = options.rounds(2, 5);
-    for case in NEAR {
+    for case in NEAR.iter().filter(wanted) {
         all.push(measure(options, &mut subjects, case, rounds, false)?);
     }
-    for case in ALONE {
+    for case in ALONE.iter().filter(wanted) {
         all.push(measure(
             options,
             &mut subjects,
@@ -262,11 +263,12 @@ pub fn run(options: &Options) -> Result<(Vec<Row>, Vec<Check>)> {
             true,
         )?);
     }
-    for subject in &mut subjects {
+    let far: Vec<&Case> = FAR.iter().filter(wanted).collect();
+    for subject in subjects.iter_mut().filter(|_| !far.is_empty()) {
         delay::begin(&subject.bed, Duration::from_millis(10))?;
         subject.start().with_context(|| subject.name)?;
     }
-    for case in FAR {
+    for case in far {
         all.push(measure(options, &mut subjects, case, rounds, false)?);
     }
     let mut rows = Vec::new();

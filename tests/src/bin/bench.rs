@@ -30,7 +30,7 @@ struct Arguments {
     /// Suite kernel: compare with the programs of this object instead of with the empty program.
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// Suites kernel and wire: only this case. May be given more than once.
+    /// Suites kernel, wire and tunnel: only this case. May be given more than once.
     #[arg(long = "case", value_name = "CASE")]
     cases: Vec<String>,
     /// Suite kernel: only with this many flows (1, 1000, 1000000). May be given more than once.
