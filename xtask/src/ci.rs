@@ -19,6 +19,7 @@ pub(crate) fn run() -> ExitCode {
     for (name, check) in lint::CHECKS {
         report.check(name, check);
     }
+    report.check("without features", lint::without_features);
     report.tests("tests", || {
         suite::count(Suite::Unit, &vm::Options::default())
     });

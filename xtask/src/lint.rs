@@ -74,6 +74,18 @@ fn clippy_host() -> Result<()> {
     )
 }
 
+/// The daemon without its optional features: Clippy, and the tests of its library.
+pub(crate) fn without_features() -> Result<()> {
+    let cargo = |verb: &str, targets: &str| {
+        let mut cargo = process::cargo();
+        let package = ["--package", "proxy-user", "--no-default-features"];
+        cargo.args([verb, "--quiet", targets]).args(package);
+        cargo
+    };
+    process::run(cargo("clippy", "--all-targets").args(["--", "--deny", "warnings"]))?;
+    process::run(&mut cargo("test", "--lib"))
+}
+
 /// Clippy of the BPF compiler's own toolchain. Debian's compiler has none: there the pinned
 /// stable clippy looks at the same code, compiled for the host.
 fn clippy_bpf() -> Result<()> {
