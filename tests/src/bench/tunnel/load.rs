@@ -84,7 +84,7 @@ impl Loaded {
             let (stop, here) = (Arc::clone(&stop), Arc::clone(&here));
             threads.push(thread::spawn(move || match direction {
                 Direction::Up => up(&mut stream, &stop),
-                Direction::Down => down(&mut stream, b'D', &stop, &here),
+                Direction::Down => down(&mut stream, &stop, &here),
             }));
         }
         let counter = match direction {
@@ -135,20 +135,18 @@ impl Loaded {
     }
 
     /// Milliseconds within which 99 of 100 answers come, beside eight streams and a consumer that has
-    /// stopped. Those who make and take the streams stand for other machines: they run when nobody
-    /// else wants to, so that it is the tunnel that is measured, and not who waits for a CPU.
+    /// stopped.
     #[expect(clippy::unused_self, reason = "asked of what is there")]
     pub(super) fn echo(&self, bed: &Bed, count: usize) -> Result<f64> {
         let stop = Arc::new(AtomicBool::new(false));
         let mut stuck = bed.connect(&bed.pod(), bed.https())?;
-        stuck.write_all(b"L")?;
+        stuck.write_all(b"D")?;
         let mut threads = Vec::new();
         for _ in 0..8 {
             let mut stream = bed.connect(&bed.pod(), bed.https())?;
             let stop = Arc::clone(&stop);
             threads.push(thread::spawn(move || {
-                stand_back();
-                down(&mut stream, b'L', &stop, &AtomicU64::new(0));
+                down(&mut stream, &stop, &AtomicU64::new(0));
             }));
         }
         thread::sleep(WARM);
@@ -197,19 +195,9 @@ fn up(stream: &mut TcpStream, stop: &AtomicBool) {
     while !stop.load(Ordering::Relaxed) && stream.write_all(&block).is_ok() {}
 }
 
-/// This thread runs when no other wants to.
-fn stand_back() {
-    let thread = nix::unistd::gettid().to_string();
-    let mut renice = std::process::Command::new("renice");
-    renice.args(["-n", "19", "-p", &thread]);
-    if let Err(error) = renice.stdout(std::process::Stdio::null()).status() {
-        tracing::warn!(%error, "the load runs at normal priority");
-    }
-}
-
-fn down(stream: &mut TcpStream, what: u8, stop: &AtomicBool, count: &AtomicU64) {
+fn down(stream: &mut TcpStream, stop: &AtomicBool, count: &AtomicU64) {
     let mut block = vec![0; BLOCK];
-    if stream.write_all(&[what]).is_err() {
+    if stream.write_all(b"D").is_err() {
         return;
     }
     while !stop.load(Ordering::Relaxed) {
@@ -244,10 +232,7 @@ fn serve(mut stream: TcpStream, received: &AtomicU64) {
     }
     match what[0] {
         b'Q' => drop(stream.write_all(b"A")),
-        kind @ (b'D' | b'L') => {
-            if kind == b'L' {
-                stand_back();
-            }
+        b'D' => {
             let block = vec![0; BLOCK];
             while stream.write_all(&block).is_ok() {}
         }
