@@ -250,7 +250,7 @@ fn apply(programs: &Programs, manifest: &str) -> Result<()> {
 }
 
 /// The program with every part of Kubernetes; it is built if it is not there.
-pub(crate) fn kubernetes() -> Result<std::path::PathBuf> {
+pub(crate) fn kubernetes() -> Result<PathBuf> {
     let _held = programs::lock()?;
     Ok(Programs::build()?.path(programs::KUBERNETES))
 }
