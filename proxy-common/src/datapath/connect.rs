@@ -39,6 +39,7 @@ pub struct Draft<F: Family> {
     translated: bool,
     /// See [`flow_state::LOOPBACK`].
     loopback: bool,
+    opener: Client,
     tcp_flags: u8,
     /// The client is led to endpoints on this node alone.
     local: bool,
@@ -47,8 +48,10 @@ pub struct Draft<F: Family> {
 }
 
 /// Who opens the connection.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
 enum Client {
+    #[default]
     Outside,
     Pod,
     ThisNode,
@@ -63,6 +66,9 @@ impl Admission {
 
     /// There are flow entries now.
     const MADE: Self = Self(u64::MAX);
+
+    /// The next step decides.
+    const NEXT: Self = Self(u64::MAX - 1);
 
     /// All there is to do.
     #[inline(always)]
@@ -107,6 +113,12 @@ pub(super) fn slow<H: Hook, F: Family, P: Frame, T: FamilyTables<F>>(
         Content::Segment => {}
     }
     let mut admission = admit::<H, F, T>(&mut draft, tables);
+    if admission == Admission::NEXT {
+        admission = choose(&mut draft, tables);
+    }
+    if admission == Admission::NEXT {
+        admission = lead::<H, F, T>(&mut draft, tables);
+    }
     if admission == Admission::MADE {
         let verdict = carry::<H, F, P, T>(frame, tables, &mut draft);
         if draft.mtu == 0 {
@@ -241,7 +253,7 @@ fn client<H: Hook>(device: &Device) -> Client {
     }
 }
 
-/// Decides whether there is a connection to make, and makes it.
+/// Decides whether there is a connection to make.
 #[inline(never)]
 fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Admission {
     if let Some(admission) = settle(draft, tables) {
@@ -257,18 +269,30 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
     if is_for_another_host::<H, F>(draft, &device) {
         return Admission::verdict(Verdict::PASS);
     }
-    let client = client::<H>(&device);
+    draft.opener = client::<H>(&device);
     draft.loopback = DeviceRole::from_raw(device.role) == DeviceRole::Loopback;
-    if let Some(admission) = find_service(draft, client, tables) {
+    if let Some(admission) = find_service(draft, tables) {
         return admission;
     }
     if draft.tcp_flags & tcp_flag::RST != 0 {
         return Admission::drop(Reason::OutOfState);
     }
+    Admission::NEXT
+}
+
+/// Chooses the backend: the one that the client is kept with, or any.
+#[inline(never)]
+fn choose<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Admission {
     let kept = draft.service.affinity != 0 && client::is_kept(draft, tables);
-    if !kept && choose_backend(draft, tables).is_none() {
-        return Admission::drop(Reason::Changing);
+    if kept || choose_backend(draft, tables).is_some() {
+        return Admission::NEXT;
     }
+    Admission::drop(Reason::Changing)
+}
+
+/// Finds the way to the backend, and makes the connection.
+#[inline(never)]
+fn lead<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Admission {
     draft.destination = F::Addr::narrow(&draft.backend.address);
     draft.hop = Hop::default();
     let query = RouteQuery {
@@ -289,12 +313,12 @@ fn admit<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
         return Admission::drop(Reason::NoRoute);
     }
     // What is led to this node's endpoints alone is answered by this node, however they are reached.
-    let leaves = client == Client::Outside
+    let leaves = draft.opener == Client::Outside
         && !draft.local
         && draft.hop.role != DeviceRole::Pod
         && step != FlowStep::Local;
     // This node's own processes may talk to themselves: their source is this node's already.
-    let hairpin = client == Client::Pod && draft.destination == draft.key.source;
+    let hairpin = draft.opener == Client::Pod && draft.destination == draft.key.source;
     draft.translated = leaves || hairpin;
     draft.source = draft.key.source;
     if draft.translated {
@@ -331,7 +355,6 @@ fn settle<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Op
 #[inline(always)]
 fn find_service<F: Family, T: FamilyTables<F>>(
     draft: &mut Draft<F>,
-    client: Client,
     tables: &T,
 ) -> Option<Admission> {
     let key = ServiceKey {
@@ -340,7 +363,7 @@ fn find_service<F: Family, T: FamilyTables<F>>(
         protocol: draft.key.protocol,
         pad: 0,
     };
-    let outside = client == Client::Outside;
+    let outside = draft.opener == Client::Outside;
     let Some(service) = tables.service(&key) else {
         return Some(match tables.address(&draft.key.destination) {
             None => Admission::verdict(Verdict::PASS),

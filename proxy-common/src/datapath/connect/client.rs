@@ -18,7 +18,7 @@ pub(super) fn is_admitted<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, t
 ///
 /// One whose generation is another now is gone, or is another endpoint's place. One that new
 /// connections of this client are not led to any more is given up as well.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn is_kept<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> bool {
     draft.client = AffinityKey {
         service: draft.service.id,
