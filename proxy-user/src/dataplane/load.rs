@@ -2,6 +2,8 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::thread::sleep;
+use std::time::Duration;
 
 use aya::programs::{Program as AyaProgram, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader, VerifierLogLevel};
@@ -184,11 +186,11 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Program, LoadError> {
     let explain = |error| explain(name, error);
     let fd = match ebpf.program_mut(name) {
         Some(AyaProgram::Xdp(program)) => {
-            undisturbed(|| program.load()).map_err(explain)?;
+            undisturbed(|| program.load(), sleep).map_err(explain)?;
             program.fd().map_err(explain)?.as_fd().try_clone_to_owned()
         }
         Some(AyaProgram::SchedClassifier(program)) => {
-            undisturbed(|| program.load()).map_err(explain)?;
+            undisturbed(|| program.load(), sleep).map_err(explain)?;
             program.fd().map_err(explain)?.as_fd().try_clone_to_owned()
         }
         _ => return Err(LoadError::Missing { name }),
@@ -197,17 +199,31 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Program, LoadError> {
         .map_err(|source| LoadError::Refused { name, source })
 }
 
-/// Loads anew when a signal to this process came in between, which makes the verifier give up
-/// (`do_check` in kernel/bpf/verifier.c). As many times as libbpf does.
-fn undisturbed(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
-    const ATTEMPTS: u32 = 5;
+/// The waits between attempts to load: libbpf's five at once, then ever longer ones, 2.5 s in all.
+/// Ten attempts within milliseconds were once seen to be disturbed, every one of them.
+const PAUSES: [Duration; 12] = {
+    let mut pauses = [Duration::ZERO; 12];
+    let mut at = 4;
+    while at < pauses.len() {
+        pauses[at] = Duration::from_millis(10 << (at - 4));
+        at += 1;
+    }
+    pauses
+};
+
+/// Loads anew when a signal to this thread was pending, which makes the verifier give up
+/// (`do_check` in kernel/bpf/verifier.c).
+fn undisturbed(
+    mut load: impl FnMut() -> Result<(), ProgramError>,
+    pause: impl Fn(Duration),
+) -> Result<(), ProgramError> {
     let disturbed = |error: &ProgramError| {
         matches!(error, ProgramError::LoadError { io_error, .. }
             if io_error.raw_os_error() == Some(libc::EAGAIN))
     };
-    for _ in 1..ATTEMPTS {
+    for wait in PAUSES {
         match load() {
-            Err(error) if disturbed(&error) => {}
+            Err(error) if disturbed(&error) => pause(wait),
             result => return result,
         }
     }
@@ -261,6 +277,8 @@ fn summary(log: &str) -> Option<&str> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use aya_obj::VerifierLog;
 
     use super::*;
@@ -276,16 +294,19 @@ mod tests {
     fn a_signal_is_no_refusal() {
         let attempts = |mut results: Vec<i32>| {
             let mut count = 0;
-            let result = undisturbed(|| {
+            let waited = Cell::new(Duration::ZERO);
+            let load = || {
                 count += 1;
                 results.pop().map_or(Ok(()), |number| Err(refusal(number)))
-            });
-            (count, result.is_ok())
+            };
+            let result = undisturbed(load, |wait| waited.set(waited.get() + wait));
+            (count, result.is_ok(), waited.get().as_millis())
         };
-        assert_eq!(attempts(vec![]), (1, true));
-        assert_eq!(attempts(vec![libc::EAGAIN; 4]), (5, true));
-        assert_eq!(attempts(vec![libc::EAGAIN; 9]), (5, false));
-        assert_eq!(attempts(vec![libc::EACCES]), (1, false));
+        assert_eq!(attempts(vec![]), (1, true, 0));
+        assert_eq!(attempts(vec![libc::EAGAIN; 4]), (5, true, 0));
+        assert_eq!(attempts(vec![libc::EAGAIN; 6]), (7, true, 30));
+        assert_eq!(attempts(vec![libc::EAGAIN; 99]), (13, false, 2_550));
+        assert_eq!(attempts(vec![libc::EACCES]), (1, false, 0));
     }
 
     /// What `build.rs` embeds where it finds no toolchain.
