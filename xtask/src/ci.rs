@@ -39,7 +39,7 @@ pub(crate) fn run() -> ExitCode {
         println!("{name:<22} {seconds:>7.1}  {result}");
     }
     println!("{:<22} {:>7.1}", "all", start.elapsed().as_secs_f64());
-    suite::close(report.total)
+    suite::close(&report.total)
 }
 
 #[derive(Default)]
@@ -52,26 +52,18 @@ impl Report {
     fn check(&mut self, name: &'static str, check: impl FnOnce() -> Result<()>) {
         self.tests(name, || {
             println!("\n== {name}");
-            check().map(|()| Tally {
-                passed: 1,
-                ..Tally::default()
-            })
+            check().map(|()| Tally::passed(1))
         });
     }
 
     fn tests(&mut self, name: &'static str, tests: impl FnOnce() -> Result<Tally>) {
         let start = Instant::now();
-        let (tally, text) = match tests() {
-            Ok(tally) => (tally, tally.to_string()),
+        let (text, tally) = match tests() {
+            Ok(tally) => (tally.to_string(), tally),
             Err(error) => {
-                println!("error: {name}: {error:#}");
-                (
-                    Tally {
-                        failed: 1,
-                        ..Tally::default()
-                    },
-                    "broke off".to_owned(),
-                )
+                let why = format!("error: {name}: {error:#}");
+                println!("{why}");
+                ("broke off".to_owned(), Tally::failed(why))
             }
         };
         self.total += tally;

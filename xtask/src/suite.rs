@@ -42,11 +42,14 @@ pub(crate) fn run(suite: Suite, matrix: &vm::Options) -> Result<ExitCode> {
         Suite::Cluster => Purpose::Cluster,
     })?;
     let tally = count(suite, matrix)?;
-    Ok(close(tally))
+    Ok(close(&tally))
 }
 
-/// Prints the closing line; failure if anything failed, or nothing ran.
-pub(crate) fn close(tally: Tally) -> ExitCode {
+/// Prints what failed once more and the closing line; failure if anything failed, or nothing ran.
+pub(crate) fn close(tally: &Tally) -> ExitCode {
+    if !tally.failures.is_empty() {
+        println!("\n== what failed\n{}", tally.failures.join("\n"));
+    }
     println!("\n{tally}");
     ExitCode::from(u8::from(tally.failed > 0 || tally.passed == 0))
 }
@@ -159,7 +162,7 @@ fn cargo_test(name: &str, select: impl FnOnce(&mut Command)) -> Result<Tally> {
     let well = process::follow(&mut cargo, count, process::Shown::Everything)?;
     // It did not build, or a test ended the whole process.
     if !well && tally.failed == 0 {
-        tally.failed = 1;
+        tally += Tally::failed(format!("tests: {name}: see above"));
     }
     Ok(tally)
 }

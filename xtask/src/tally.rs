@@ -3,8 +3,8 @@
 use std::fmt;
 use std::ops::AddAssign;
 
-/// How many tests ended which way.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How many tests ended which way, and what those said that failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Tally {
     /// Held.
     pub(crate) passed: u64,
@@ -12,12 +12,76 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// Marked `#[ignore]`.
     pub(crate) ignored: u64,
+    /// What failed tests said, line by line: it is shown again at the end, where it is found in an
+    /// output of thousands of lines.
+    pub(crate) failures: Vec<String>,
+    /// Where in the harness's list of failures the line is that was read last.
+    list: List,
 }
 
+/// libtest tells what failed between `failures:` and a second `failures:`, which the names follow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum List {
+    #[default]
+    Outside,
+    Inside {
+        /// How many lines this test has said.
+        lines: usize,
+    },
+}
+
+/// A test's first lines say what did not hold; what follows is mostly a backtrace.
+const LINES_PER_TEST: usize = 30;
+
+/// When everything fails, this shows enough.
+const LINES: usize = 300;
+
 impl Tally {
+    /// Tests that held.
+    pub(crate) fn passed(count: u64) -> Self {
+        Self {
+            passed: count,
+            ..Self::default()
+        }
+    }
+
+    /// A step that did not hold, and why.
+    pub(crate) fn failed(why: String) -> Self {
+        Self {
+            failed: 1,
+            failures: vec![why],
+            ..Self::default()
+        }
+    }
+
+    /// Reads a line of a test harness's output; false if it is not the line with the result.
+    pub(crate) fn read(&mut self, line: &str) -> bool {
+        let counts = self.count(line);
+        if counts {
+            self.list = List::Outside;
+        } else {
+            self.listen(line);
+        }
+        counts
+    }
+
+    fn listen(&mut self, line: &str) {
+        self.list = match (self.list, line.trim_end()) {
+            (List::Outside, "failures:") => List::Inside { lines: 0 },
+            (List::Inside { .. }, "failures:") | (List::Outside, _) => List::Outside,
+            (List::Inside { lines }, text) => {
+                let lines = if text.starts_with("---- ") { 0 } else { lines };
+                if lines < LINES_PER_TEST && self.failures.len() < LINES && !text.is_empty() {
+                    self.failures.push(text.to_owned());
+                }
+                List::Inside { lines: lines + 1 }
+            }
+        };
+    }
+
     /// Adds a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; 0 measured; ...`;
     /// false if the line is not of that kind.
-    pub(crate) fn read(&mut self, line: &str) -> bool {
+    fn count(&mut self, line: &str) -> bool {
         let Some(at) = line.find("test result: ") else {
             return false;
         };
@@ -45,6 +109,7 @@ impl AddAssign for Tally {
         self.passed += other.passed;
         self.failed += other.failed;
         self.ignored += other.ignored;
+        self.failures.extend(other.failures);
     }
 }
 
@@ -77,7 +142,8 @@ mod tests {
             Tally {
                 passed: 15,
                 failed: 2,
-                ignored: 1
+                ignored: 1,
+                ..Tally::default()
             }
         );
         assert_eq!(tally.to_string(), "15 passed, 2 failed, 1 skipped");
@@ -88,5 +154,24 @@ mod tests {
         let mut tally = Tally::default();
         assert!(tally.read("[   3.1] test result: ok. 7 passed; 0 failed; 0 ignored\r"));
         assert_eq!(tally.passed, 7);
+    }
+    #[test]
+    fn what_failed_is_kept() {
+        let mut tally = Tally::default();
+        let long = "frame\n".repeat(100);
+        let output = format!(
+            "test b ... ok\n\nfailures:\n\n---- a stdout ----\nleft: 1\nright: 2\n{long}\n\
+             ---- c stdout ----\nno answer\n\nfailures:\n    a\n    c\n\n\
+             test result: FAILED. 1 passed; 2 failed; 0 ignored\ntest d ... ok\n"
+        );
+        for line in output.lines() {
+            tally.read(line);
+        }
+        assert_eq!((tally.passed, tally.failed), (1, 2));
+        let (first, rest) = tally.failures.split_at(3);
+        assert_eq!(first, ["---- a stdout ----", "left: 1", "right: 2"]);
+        let rest: Vec<_> = rest.iter().filter(|line| *line != "frame").collect();
+        assert_eq!(rest, ["---- c stdout ----", "no answer"]);
+        assert!(tally.failures.len() < 40, "{}", tally.failures.len());
     }
 }

@@ -71,8 +71,9 @@ fn check(tally: &mut Tally, name: &str, test: impl FnOnce() -> Result<()>) {
             tally.passed += 1;
         }
         Err(error) => {
-            println!("test cluster::{name} ... FAILED: {error:#}");
-            tally.failed += 1;
+            let why = format!("test cluster::{name} ... FAILED: {error:#}");
+            println!("{why}");
+            *tally += Tally::failed(why);
         }
     }
 }

@@ -35,6 +35,9 @@ pub(super) struct Report {
     over_budget: Vec<String>,
     /// Why this guest failed, if it did.
     fault: Option<String>,
+    /// What failed, for the end of the whole run.
+    #[serde(skip)]
+    failures: Vec<String>,
     #[serde(skip)]
     tail: String,
 }
@@ -50,6 +53,7 @@ impl Report {
             passed: 0,
             failed: 1,
             over_budget: Vec::new(),
+            failures: vec![format!("kernel {}: {fault}", kernel.release)],
             fault: Some(fault),
             tail: String::new(),
         }
@@ -80,6 +84,13 @@ impl Report {
         let failed = (tally.failed + tally.ignored).max(u64::from(fault.is_some()))
             + over_budget.len() as u64;
         let tail = tail(&outcome.serial);
+        let mut failures = tally.failures;
+        let others = over_budget
+            .iter()
+            .map(|excess| format!("over budget: {excess}"));
+        for why in fault.iter().cloned().chain(others) {
+            failures.push(format!("kernel {}: {why}", kernel.release));
+        }
         Self {
             series: kernel.series.clone(),
             release: kernel.release.clone(),
@@ -88,6 +99,7 @@ impl Report {
             passed,
             failed,
             over_budget,
+            failures,
             fault,
             tail,
         }
@@ -111,11 +123,10 @@ impl Report {
     }
 
     pub(super) fn tally(&self) -> Tally {
-        Tally {
-            passed: self.passed,
-            failed: self.failed,
-            ignored: 0,
-        }
+        let mut tally = Tally::passed(self.passed);
+        tally.failed = self.failed;
+        tally.failures.clone_from(&self.failures);
+        tally
     }
 }
 
