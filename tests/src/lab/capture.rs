@@ -82,6 +82,23 @@ impl Capture {
 }
 
 impl Captured {
+    /// What UDP datagrams without extension headers carried that came in.
+    #[must_use]
+    pub fn datagrams(&self) -> Vec<Vec<u8>> {
+        const UDP: usize = 8;
+        self.inward
+            .iter()
+            .filter_map(|frame| {
+                let packet = frame.get(ETHERNET..)?;
+                let header = match packet.first()? >> 4 {
+                    4 => usize::from(packet.first()? & 15) * 4,
+                    _ => 40,
+                };
+                Some(packet.get(header + UDP..)?.to_vec())
+            })
+            .collect()
+    }
+
     /// The IP packets that went this way, sorted, without what every router changes: the hop limit
     /// and with it IPv4's header checksum. (They may overtake each other, so their order says nothing.)
     #[must_use]
@@ -96,8 +113,10 @@ impl Captured {
     }
 }
 
+/// Bytes of the link-layer header.
+const ETHERNET: usize = 14;
+
 fn without_hops(frame: &[u8]) -> Vec<u8> {
-    const ETHERNET: usize = 14;
     let mut packet = frame.get(ETHERNET..).unwrap_or_default().to_vec();
     let changing: &[usize] = match packet.first().map(|first| first >> 4) {
         Some(4) => &[8, 10, 11],
@@ -177,5 +196,19 @@ mod tests {
             .filter(|at| without_hops(&frame)[*at] == 0)
             .collect();
         assert_eq!(hidden, [7]);
+    }
+    #[test]
+    fn datagrams_are_taken_out() {
+        let mut v4 = [&[0; ETHERNET][..], &[0x46], &[0; 23 + 8], b"41"].concat();
+        let v6 = [&[0; ETHERNET][..], &[0x60], &[0; 39 + 8], b"7"].concat();
+        let captured = Captured {
+            inward: vec![v4.clone(), v6],
+            outward: Vec::new(),
+        };
+        assert_eq!(captured.datagrams(), [b"41".to_vec(), b"7".to_vec()]);
+        v4.truncate(30);
+        let inward = vec![v4];
+        let outward = Vec::new();
+        assert!(Captured { inward, outward }.datagrams().is_empty());
     }
 }

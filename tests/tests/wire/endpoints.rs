@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use libtest_mimic::Trial;
 use proxy_tests::lab::{
     ask::{self, Means, Outcome},
+    capture::Capture,
     cluster::Cluster,
     layout::Family,
     load::{Connections, Stream},
@@ -34,10 +35,6 @@ const CASES: [Case; 8] = [
         |cluster, family, service| weighted(cluster, family, &service, "maglev"),
     ),
 ];
-
-/// The most questions that a pod may have waiting on a busy machine: 50 ms of [`removed_udp`]'s, whose
-/// client does not wait for answers.
-const OWED: u64 = 25;
 
 pub(crate) fn trials(worlds: &Arc<Worlds>) -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -174,7 +171,13 @@ fn weighted(cluster: &Cluster, family: Family, service: &Service, algorithm: &st
 fn removed_udp(cluster: &Cluster, family: Family, mut service: Service) -> Result<()> {
     apply(cluster, &service)?;
     let target = service.balancer(Means::Udp, family);
-    let stream = Stream::start(&cluster.world().client(), target, 500);
+    let world = cluster.world();
+    let captures = [1_u8, 3].map(|pod| {
+        let name = format!("removed-{}-pod{pod}", service.name);
+        let capture = Capture::start(world, &world.pod(pod), "eth0", "udp", &name)?;
+        anyhow::Ok((pod, capture))
+    });
+    let stream = Stream::start(&world.client(), target, 500);
     sleep(Duration::from_millis(400));
     let first = stream.last_pod().context("nobody answers")?;
     let number: u8 = first.trim_start_matches("pod").parse()?;
@@ -182,6 +185,14 @@ fn removed_udp(cluster: &Cluster, family: Family, mut service: Service) -> Resul
     apply(cluster, &service)?;
     sleep(Duration::from_millis(400));
     let report = stream.finish()?;
+    let mut asked = BTreeSet::new();
+    for capture in captures {
+        let (pod, capture) = capture?;
+        let captured = capture.finish()?;
+        if pod == number {
+            asked.extend(captured.datagrams());
+        }
+    }
     let runs = report.runs();
     let pods: Vec<&str> = runs.iter().map(|(pod, _)| *pod).collect();
     ensure!(
@@ -189,14 +200,19 @@ fn removed_udp(cluster: &Cluster, family: Family, mut service: Service) -> Resul
         "answers came from {runs:?}"
     );
     ensure!(report.errors == 0, "{} were refused", report.errors);
-    // An answer that the pod still owed when it was removed is no longer let through; nothing else
-    // may be lost. How many it owes depends on when its process last ran (see `OWED`).
+    // An answer that the pod still owed when it was removed is no longer let through. What did not
+    // come to it must not be lost.
     let moved = report.answers.iter().find(|(_, pod)| **pod != first);
     let (moved, _) = moved.context("the flow did not move")?;
     let lost = report.lost();
     let count = u64::try_from(lost.len())?;
     let are_last = lost.iter().copied().eq(moved.saturating_sub(count)..*moved);
-    ensure!(count <= OWED && are_last, "lost {lost:?}; moved at {moved}");
+    let owed = |number: &u64| asked.contains(number.to_string().as_bytes());
+    ensure!(
+        are_last && lost.iter().all(owed),
+        "lost {lost:?}; moved at {moved}; {first} was asked {} times",
+        asked.len()
+    );
     Ok(())
 }
 
