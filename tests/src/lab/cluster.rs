@@ -123,7 +123,11 @@ impl Cluster {
         for daemon in &self.daemons {
             while !daemon.is_in_sync(&self.world, Some(expected))? {
                 if start.elapsed() > Duration::from_secs(10) {
-                    bail!("node{} did not apply {file} within 10 s", daemon.node);
+                    let status = daemon.json(&self.world, &["status"])?;
+                    bail!(
+                        "node{} did not apply {file}, {expected} objects in all, within 10 s: {status:#}",
+                        daemon.node
+                    );
                 }
                 thread::sleep(Duration::from_millis(5));
             }

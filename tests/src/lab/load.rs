@@ -221,13 +221,6 @@ impl Stream {
         answers.last_key_value().map(|(_, pod)| pod.clone())
     }
 
-    /// The number of the datagram that was answered last, or 0.
-    #[must_use]
-    pub fn last_number(&self) -> u64 {
-        let answers = self.answers.lock().unwrap_or_else(PoisonError::into_inner);
-        answers.last_key_value().map_or(0, |(number, _)| *number)
-    }
-
     /// Number of answers so far.
     #[must_use]
     pub fn answered(&self) -> usize {

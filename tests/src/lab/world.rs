@@ -106,6 +106,28 @@ impl World {
         self.directory.join(format!("node{number}"))
     }
 
+    /// How many packets the devices of the world have dropped: for want of room in a veth's ring (256
+    /// packets), say, which no program of ours decides. What a program drops is not in it.
+    pub fn dropped(&self) -> Result<u64> {
+        let prefix = remains::prefix(&self.name);
+        let mut dropped = 0;
+        for room in &self.layout.topology().rooms {
+            let mut ip = Command::new("ip");
+            let name = format!("{prefix}{}", room.name);
+            ip.args(["-n", &name, "-json", "-statistics", "link", "show"]);
+            let output = ip.output().context("running `ip`")?;
+            let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)
+                .with_context(|| format!("what `ip link show` printed in {name}"))?;
+            for link in links {
+                for way in ["/stats64/rx/dropped", "/stats64/tx/dropped"] {
+                    let count = link.pointer(way).and_then(serde_json::Value::as_u64);
+                    dropped += count.with_context(|| format!("no {way} in {link}"))?;
+                }
+            }
+        }
+        Ok(dropped)
+    }
+
     /// Starts a program in `namespace`; what it prints goes to a file in [`Self::directory`].
     pub fn start(&self, namespace: &Namespace, command: Command, name: &str) -> Result<Process> {
         Process::start(namespace, command, name, &self.directory)

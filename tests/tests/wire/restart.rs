@@ -164,6 +164,7 @@ fn under_load(
     meanwhile: impl Fn(&Cluster) -> Result<()>,
 ) -> Result<Cluster> {
     let client = cluster.world().client();
+    let dropped = cluster.world().dropped()?;
     let mut connections = Vec::new();
     let mut streams = Vec::new();
     for family in Family::BOTH {
@@ -177,14 +178,13 @@ fn under_load(
         ));
     }
     sleep(Duration::from_secs(1));
-    // What is lost before, while a thousand connections open at once, is not the restart's.
-    let first: Vec<u64> = streams.iter().map(Stream::last_number).collect();
     cluster.end(1, signal)?;
     meanwhile(&cluster)?;
     without_daemon(&cluster, service, &connections)?;
     cluster.restart(1)?;
     sleep(Duration::from_secs(1));
-    for (stream, first) in streams.into_iter().zip(first) {
+    let mut lost = Vec::new();
+    for stream in streams {
         let report = stream.finish()?;
         ensure!(
             report.sent > 4 * u64::from(RATE) / 2,
@@ -196,14 +196,7 @@ fn under_load(
             "{} datagrams were refused",
             report.errors
         );
-        let mut lost = report.lost();
-        lost.retain(|number| *number >= first);
-        ensure!(
-            first > 0 && lost.is_empty(),
-            "{} of {} lost: {lost:?}",
-            lost.len(),
-            report.sent
-        );
+        lost.extend(report.lost());
         // One socket is one flow: another pod would mean that its entry was lost.
         ensure!(
             report.runs().len() == 1,
@@ -211,6 +204,12 @@ fn under_load(
             report.runs()
         );
     }
+    // A thousand connections that open or ask at once may fill a device's queue.
+    let dropped = cluster.world().dropped()? - dropped;
+    ensure!(
+        u64::try_from(lost.len())? <= dropped,
+        "the devices dropped {dropped} packets, but lost are {lost:?}"
+    );
     for connections in connections {
         let report = connections.finish()?;
         ensure!(report.opened == CONNECTIONS / 2);
