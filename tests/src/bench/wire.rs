@@ -145,6 +145,14 @@ impl Entrant {
         Client::new(&self.world, self.target(), cpu)
     }
 
+    /// How often the backend's kernel has merged a packet of a stream with one that waited: it can only
+    /// if nobody else holds the packet.
+    pub fn merged(&self, cpu: usize) -> Result<u64> {
+        let before = traffic::merged(&self.world)?;
+        self.client(cpu).stream(WARM_UP_MEBIBYTES, MEBIBYTES)?;
+        Ok(traffic::merged(&self.world)? - before)
+    }
+
     /// CPU time per packet of UDP, from the source's call to the sink, nanoseconds.
     fn packet(&self, programs: &mut Programs, cpu: usize) -> Result<f64> {
         let [c0, n0, ..] = LINKS;

@@ -8,15 +8,30 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
+use proxy_tests::bench::{
+    Options,
+    wire::{Entrant, Way},
+};
 use serde_json::Value;
 
 const BENCH: &str = env!("CARGO_BIN_EXE_bench");
 
 pub(crate) fn trials() -> Vec<Trial> {
-    vec![Trial::test(
-        "bench/kernel-writes-its-rows",
-        || Ok(kernel()?),
-    )]
+    vec![
+        Trial::test("bench/kernel-writes-its-rows", || Ok(kernel()?)),
+        Trial::test("bench/packets-of-a-stream-are-merged", || Ok(merged()?)),
+    ]
+}
+
+/// What travels between two sockets of one machine is a clone of what the sender keeps, and clones are
+/// never merged. Forwarding by the kernel gives each packet a head of its own, and so does TC.
+fn merged() -> Result<()> {
+    let options = Options::new(0, true);
+    for way in [Way::Plain, Way::CausewayTc] {
+        let merged = Entrant::build(way, 1, &options)?.merged(options.cpu)?;
+    ensure!(merged > 0, "{}: no packet was merged", way.name());
+    }
+    Ok(())
 }
 
 fn kernel() -> Result<()> {

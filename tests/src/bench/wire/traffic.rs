@@ -2,6 +2,7 @@
 //! CPU time is what both ends and everything between them cost.
 
 use std::{
+    fs,
     io::{ErrorKind, Read, Write},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
@@ -80,6 +81,19 @@ pub fn open_udp(world: &World, to: SocketAddr, first_port: u32, flows: u32) -> R
         }
         Ok(())
     })?
+}
+
+/// `TcpExtTCPBacklogCoalesce` of the backend's namespace (`tcp_add_backlog` in net/ipv4/tcp_ipv4.c).
+pub fn merged(world: &World) -> Result<u64> {
+    let text = world
+        .backend
+        .enter(|| fs::read_to_string("/proc/thread-self/net/netstat"))??;
+    let mut lines = text.lines().filter(|line| line.starts_with("TcpExt:"));
+    let (names, counts) = lines.next().zip(lines.next()).context("no line TcpExt")?;
+    let mut pairs = names.split(' ').zip(counts.split(' '));
+    let found = pairs.find(|(name, _)| *name == "TCPBacklogCoalesce");
+    let (_, count) = found.context("no counter TCPBacklogCoalesce")?;
+    Ok(count.parse()?)
 }
 
 fn answer(mut stream: TcpStream, chunk: &mut [u8]) -> std::io::Result<()> {
