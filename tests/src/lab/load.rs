@@ -26,6 +26,10 @@ use super::namespace::Namespace;
 /// lost packet, so this is only reached by a connection that is dead.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// How long there must be silence before what has not been answered over UDP counts as lost: a server
+/// on a busy machine may not run for a while.
+const LAST: Duration = Duration::from_secs(2);
+
 /// Runs `work` in `namespace` on a thread of its own.
 fn in_background<T, F>(namespace: &Namespace, work: F) -> JoinHandle<Result<T>>
 where
@@ -230,7 +234,7 @@ impl Stream {
             .len()
     }
 
-    /// Stops sending, waits a moment for the last answers, and reports.
+    /// Stops sending, waits for the last answers, and reports.
     pub fn finish(self) -> Result<StreamReport> {
         self.stop.store(true, Ordering::Relaxed);
         let (sent, errors) = finish(self.thread)?;
@@ -287,8 +291,15 @@ async fn flow(
             result = socket.recv(&mut buffer) => errors += take(result, &buffer),
         }
     }
-    while let Ok(result) = timeout(Duration::from_millis(500), socket.recv(&mut buffer)).await {
-        errors += take(result, &buffer);
+    let missing = || {
+        let answers = answers.lock().unwrap_or_else(PoisonError::into_inner);
+        (answers.len() as u64) < sent
+    };
+    while missing() {
+        match timeout(LAST, socket.recv(&mut buffer)).await {
+            Ok(result) => errors += take(result, &buffer),
+            Err(_) => break,
+        }
     }
     Ok((sent, errors))
 }

@@ -9,6 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
+use serde_json::Value;
 
 use super::{
     answer,
@@ -106,26 +107,29 @@ impl World {
         self.directory.join(format!("node{number}"))
     }
 
-    /// How many packets the devices of the world have dropped: for want of room in a veth's ring (256
-    /// packets), say, which no program of ours decides. What a program drops is not in it.
-    pub fn dropped(&self) -> Result<u64> {
+    /// How many packets the world has dropped for want of room, which no program of ours decides: in a
+    /// device's queue (a veth's ring has 256 places), or in a UDP socket whose process has not run.
+    pub fn overflowed(&self) -> Result<u64> {
         let prefix = remains::prefix(&self.name);
-        let mut dropped = 0;
+        let mut sum = 0;
         for room in &self.layout.topology().rooms {
-            let mut ip = Command::new("ip");
             let name = format!("{prefix}{}", room.name);
+            let mut ip = Command::new("ip");
             ip.args(["-n", &name, "-json", "-statistics", "link", "show"]);
             let output = ip.output().context("running `ip`")?;
-            let links: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout)
+            let links: Vec<Value> = serde_json::from_slice(&output.stdout)
                 .with_context(|| format!("what `ip link show` printed in {name}"))?;
             for link in links {
                 for way in ["/stats64/rx/dropped", "/stats64/tx/dropped"] {
-                    let count = link.pointer(way).and_then(serde_json::Value::as_u64);
-                    dropped += count.with_context(|| format!("no {way} in {link}"))?;
+                    let count = link.pointer(way).and_then(Value::as_u64);
+                    sum += count.with_context(|| format!("no {way} in {link}"))?;
                 }
             }
+            let [v4, v6] = Namespace::named(name)
+                .enter(|| ["snmp", "snmp6"].map(|file| fs::read_to_string(proc_net(file))))?;
+            sum += overflowed_sockets(&v4?, &v6?).context("no count of full UDP sockets")?;
         }
-        Ok(dropped)
+        Ok(sum)
     }
 
     /// Starts a program in `namespace`; what it prints goes to a file in [`Self::directory`].
@@ -191,5 +195,36 @@ impl Drop for World {
                 eprintln!("removing the world `{}`: {error:#}", self.name);
             }
         }
+    }
+}
+
+/// A file of the calling thread's network namespace.
+fn proc_net(file: &str) -> PathBuf {
+    Path::new("/proc/thread-self/net").join(file)
+}
+
+/// How many datagrams found their socket full: `RcvbufErrors` of `snmp`, `Udp6RcvbufErrors` of `snmp6`.
+fn overflowed_sockets(snmp: &str, snmp6: &str) -> Option<u64> {
+    let mut lines = snmp.lines().filter(|line| line.starts_with("Udp: "));
+    let (names, counts) = lines.next().zip(lines.next())?;
+    let mut pairs = names.split(' ').zip(counts.split(' '));
+    let (_, v4) = pairs.find(|(name, _)| *name == "RcvbufErrors")?;
+    let v6 = snmp6
+        .lines()
+        .find_map(|line| line.strip_prefix("Udp6RcvbufErrors"))?;
+    Some(v4.parse::<u64>().ok()? + v6.trim().parse::<u64>().ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overflowed_sockets;
+
+    #[test]
+    fn datagrams_that_found_no_room_are_counted() {
+        let snmp = "Tcp: InSegs\nTcp: 1\nUdp: InDatagrams InErrors RcvbufErrors\nUdp: 9 5 4\n\
+                    UdpLite: RcvbufErrors\nUdpLite: 70\n";
+        let snmp6 = "Udp6InErrors       \t50\nUdp6RcvbufErrors       \t3\n";
+        assert_eq!(overflowed_sockets(snmp, snmp6), Some(7));
+        assert_eq!(overflowed_sockets("", snmp6), None);
     }
 }

@@ -29,7 +29,7 @@ fn merged() -> Result<()> {
     let options = Options::new(0, true);
     for way in [Way::Plain, Way::CausewayTc] {
         let merged = Entrant::build(way, 1, &options)?.merged(options.cpu)?;
-    ensure!(merged > 0, "{}: no packet was merged", way.name());
+        ensure!(merged > 0, "{}: no packet was merged", way.name());
     }
     Ok(())
 }
