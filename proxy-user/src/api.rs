@@ -11,6 +11,7 @@ mod status;
 
 pub use client::{Client, ClientError};
 pub use query::{Query, QueryError, answer};
+pub(crate) use server::metrics;
 pub use server::serve;
 pub use status::{
     DeviceStatus, FindingStatus, FlowStatus, PendingStatus, Status, SyncStatus, status,

@@ -7,7 +7,7 @@ mod file;
 mod resolve;
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -206,6 +206,10 @@ pub struct Config {
     pub maps: MapSizes,
     /// The socket of the API.
     pub socket: PathBuf,
+    /// Where `/healthz` and `/livez` are served; none: nowhere.
+    pub health: Option<SocketAddr>,
+    /// Where `/metrics` and `/proxyMode` are served; none: nowhere.
+    pub metrics: Option<SocketAddr>,
     /// Where node ports and host ports are served; empty: at all addresses of uplinks.
     pub node_port_ranges: Vec<ipnet::IpNet>,
     /// When flows are forgotten.

@@ -10,6 +10,7 @@ mod engine;
 mod follow;
 mod look;
 mod notify;
+mod progress;
 mod reflect;
 mod retry;
 mod run;
@@ -17,5 +18,6 @@ mod unconfirmed;
 mod view;
 
 pub use engine::{Engine, RoundError, StartError};
+pub use progress::Progress;
 pub use run::{RunError, run};
 pub use view::{Current, Pending, Sync, View};

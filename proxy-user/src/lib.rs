@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod explain;
+pub mod health;
 pub mod inspect;
 pub mod kernel;
 pub mod model;

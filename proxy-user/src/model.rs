@@ -1,6 +1,7 @@
 //! What is desired, in Causeway's own terms: validated, whole, and the same for every source.
 
 mod endpoint;
+mod health;
 mod notice;
 mod selection;
 mod service;
@@ -10,6 +11,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 pub use crate::tunnel::object::ReturnProxy;
 pub use endpoint::{Endpoint, Hints};
+pub use health::HealthCheck;
 pub use notice::{Kind, Notice, ObjectRef, Origin, Severity};
 pub use selection::{
     Client, Here, Outcome, Policies, Selection, TrafficPolicy, ZONE_LABEL, select,
@@ -31,6 +33,9 @@ pub struct Node {
     pub labels: BTreeMap<String, String>,
     /// Ranges of its pods' addresses.
     pub pod_ranges: Vec<ipnet::IpNet>,
+    /// It is being deleted, or will be soon: load balancers are to send nobody there (KEP-3836).
+    #[serde(default)]
+    pub leaving: bool,
 }
 
 /// A whole snapshot of what is desired.
@@ -40,6 +45,8 @@ pub struct State {
     pub services: BTreeMap<ServiceName, Arc<ServicePort>>,
     /// Nodes by name.
     pub nodes: BTreeMap<String, Node>,
+    /// Health checks of Services, by the port of this node where load balancers ask.
+    pub health_checks: BTreeMap<u16, HealthCheck>,
     /// What may be desired besides and cannot be told.
     pub unknown: Vec<Unknown>,
     /// Return proxies by name.

@@ -1,5 +1,6 @@
 //! What the daemon tells about itself: its log, and numbers for Prometheus.
 
+pub mod histogram;
 pub mod log;
 #[expect(
     clippy::cast_precision_loss,

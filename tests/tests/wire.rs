@@ -15,6 +15,8 @@ mod demo;
 mod endpoints;
 #[path = "wire/foreign.rs"]
 mod foreign;
+#[path = "wire/health.rs"]
+mod health;
 #[path = "wire/manifests.rs"]
 mod manifests;
 #[path = "wire/plain.rs"]
@@ -58,6 +60,7 @@ fn main() -> Result<ExitCode> {
         services::trials(&worlds, has_vlans),
         foreign::trials(&worlds, has_vlans),
         endpoints::trials(&worlds),
+        health::trials(),
         manifests::trials(),
         restart::trials(),
         cli::trials(&worlds, has_vlans),

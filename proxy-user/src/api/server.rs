@@ -15,7 +15,9 @@ use tokio::{sync::watch, task::spawn_blocking, time::timeout};
 
 use super::socket::Socket;
 use super::{Query, QueryError, answer, status::status};
-use crate::{config::Config, daemon::View, dataplane::Ticks, explain::Packet, telemetry::metrics};
+use crate::{
+    config::Config, daemon::View, dataplane::Ticks, explain::Packet, telemetry::metrics::render,
+};
 
 /// An answer that takes longer is given up.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -86,7 +88,7 @@ fn router(server: Server) -> Router {
         )
         .route(
             "/metrics",
-            get(|State(server): State<Server>| server.metrics()),
+            get(|State(server): State<Server>| metrics(server.view)),
         )
         .route("/v1/services", of(Query::Services))
         .route("/v1/backends", of(Query::Backends))
@@ -132,16 +134,16 @@ fn router(server: Server) -> Router {
         .with_state(server)
 }
 
-impl Server {
-    async fn metrics(self) -> Response {
-        let work = spawn_blocking(move || metrics::render(&self.view));
-        match work.await {
-            Ok(Ok(text)) => ([("content-type", "text/plain; version=0.0.4")], text).into_response(),
-            Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-            Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-        }
+/// Answers with the numbers of a daemon.
+pub(crate) async fn metrics(view: Arc<View>) -> Response {
+    match spawn_blocking(move || render(&view)).await {
+        Ok(Ok(text)) => ([("content-type", "text/plain; version=0.0.4")], text).into_response(),
+        Ok(Err(error)) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        Err(error) => refuse(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
     }
+}
 
+impl Server {
     async fn ask(self, query: Query) -> Response {
         let work = spawn_blocking(move || {
             let now = self

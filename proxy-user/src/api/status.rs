@@ -184,6 +184,6 @@ pub fn status(view: &View) -> Status {
             capacity: current.config.maps.flows,
         },
         findings: findings.collect(),
-        notices: current.notices.to_vec(),
+        notices: current.all_notices().cloned().collect(),
     }
 }

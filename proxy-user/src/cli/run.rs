@@ -1,8 +1,9 @@
 //! `causeway run` and `causeway detach`.
 
-use std::io::Write;
+use std::{io::Write, sync::Arc};
 
 use anyhow::Context as _;
+use tokio::sync::watch;
 
 use super::{
     Failure,
@@ -11,9 +12,10 @@ use super::{
     output::Output,
 };
 use crate::{
-    api, daemon,
+    api,
+    daemon::{self, View},
     dataplane::{InstanceLock, PinFolder, attach::detach_all},
-    pod_network,
+    health, pod_network,
     telemetry::log,
 };
 
@@ -25,7 +27,11 @@ pub(super) fn run(arguments: &Run) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let ended = runtime.block_on(daemon::run(&arguments.config, api::serve));
+    let serve = |view: Arc<View>, config, stop: watch::Receiver<bool>| async move {
+        let api = api::serve(Arc::clone(&view), config, stop.clone());
+        tokio::join!(api, health::serve(view, stop));
+    };
+    let ended = runtime.block_on(daemon::run(&arguments.config, serve));
     ended.map_err(|error| match error {
         daemon::RunError::Config(error) => Failure::from(error).into(),
         error => error.into(),

@@ -35,6 +35,10 @@ pub(super) struct File {
     #[serde(default)]
     pub(super) api: Api,
     #[serde(default)]
+    pub(super) health: Health,
+    #[serde(default)]
+    pub(super) metrics: Metrics,
+    #[serde(default)]
     pub(super) pod_network: PodNetwork,
 }
 
@@ -122,6 +126,18 @@ pub(super) struct Maps {
 #[serde(deny_unknown_fields)]
 pub(super) struct Api {
     pub(super) socket: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Health {
+    pub(super) address: Option<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Metrics {
+    pub(super) address: Option<Text>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -1,6 +1,7 @@
 //! Defaults and checks: from the file as written to a [`Config`].
 
 use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
@@ -22,6 +23,12 @@ const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
 /// Source ports that translation claims unless it is told otherwise.
 const NAT_PORTS: RangeInclusive<u16> = 61_000..=65_535;
+
+/// Where kube-proxy serves its health (`--healthz-bind-address`): at all addresses.
+const HEALTH: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 10_256);
+
+/// Where kube-proxy serves its metrics (`--metrics-bind-address`).
+const METRICS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 10_249);
 
 /// Environment variable that names this node where `node.name` does not.
 const NODE_NAME: &str = "CAUSEWAY_NODE_NAME";
@@ -72,6 +79,8 @@ pub(super) fn resolve(
         algorithm: check.algorithm(parsed.services.algorithm.as_ref()),
         maps: check.maps(&parsed.maps),
         socket: check.socket(parsed.api.socket.as_ref(), &instance),
+        health: check.listener("health.address", parsed.health.address.as_ref(), HEALTH),
+        metrics: check.listener("metrics.address", parsed.metrics.address.as_ref(), METRICS),
         node_port_ranges: check.ranges("node.port_ranges", &parsed.node.port_ranges),
         timeouts: check.timeouts(&parsed.flows),
         pod_network: PodNetworkConfig {
@@ -218,7 +227,7 @@ impl Check<'_> {
         let mut found = Vec::new();
         for text in ranges {
             let range = text.get_ref();
-            let single = || range.parse::<std::net::IpAddr>().map(ipnet::IpNet::from);
+            let single = || range.parse::<IpAddr>().map(ipnet::IpNet::from);
             match range.parse().or_else(|_| single()) {
                 Ok(range) => found.push(range),
                 Err(_) => {
@@ -360,6 +369,32 @@ impl Check<'_> {
             );
         }
         path
+    }
+
+    /// An address and port to listen at; none: `off`.
+    fn listener(
+        &mut self,
+        key: &str,
+        text: Option<&Spanned<String>>,
+        default: SocketAddr,
+    ) -> Option<SocketAddr> {
+        let Some(text) = text else {
+            return Some(default);
+        };
+        if text.get_ref() == "off" {
+            return None;
+        }
+        match text.get_ref().parse() {
+            Ok(address) if SocketAddr::port(&address) != 0 => Some(address),
+            _ => {
+                let remedy = format!(
+                    "write an address with a port, as \"{default}\" (which is the default), or \
+                     \"off\""
+                );
+                self.bad(key, text, remedy);
+                None
+            }
+        }
     }
 
     fn timeouts(&mut self, flows: &file::Flows) -> FlowTimeouts {

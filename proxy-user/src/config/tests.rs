@@ -37,6 +37,12 @@ flows = 1024
 
 [api]
 socket = "/run/causeway/edge.sock"
+
+[health]
+address = "192.0.2.11:10256"
+
+[metrics]
+address = "off"
 "#;
 
 const LEAST: &str =
@@ -76,6 +82,8 @@ fn reads_every_key() {
     assert!(config.allows_external("198.51.100.7".parse().unwrap()));
     assert!(!config.allows_external("198.51.101.7".parse().unwrap()));
     assert_eq!(config.node_port_ranges.len(), 2);
+    assert_eq!(config.health, Some("192.0.2.11:10256".parse().unwrap()));
+    assert_eq!(config.metrics, None);
 }
 
 #[test]
@@ -217,4 +225,18 @@ fn ports_for_translation_are_nobody_elses() {
     let text = WHOLE.replace("20000-29999", "40000-50000");
     let file = Path::new("/etc/causeway/causeway.toml");
     assert!(resolve::resolve(file, &text, None).is_ok());
+}
+
+#[test]
+fn what_is_served_over_http_is_where_kube_proxy_has_it_unless_told_otherwise() {
+    let config = parse(LEAST).unwrap();
+    assert_eq!(config.health, Some("[::]:10256".parse().unwrap()));
+    assert_eq!(config.metrics, Some("127.0.0.1:10249".parse().unwrap()));
+    let off = parse(&format!("{LEAST}[health]\naddress = \"off\"\n")).unwrap();
+    assert_eq!(off.health, None);
+    for wrong in ["10256", "node:10256", "0.0.0.0:0", ""] {
+        let text = error(&format!("{LEAST}[metrics]\naddress = \"{wrong}\"\n"));
+        let start = format!("/etc/causeway/causeway.toml:7: metrics.address = \"{wrong}\": write");
+        assert!(text.starts_with(&start), "{text}");
+    }
 }

@@ -183,6 +183,8 @@ impl Engine {
 
     /// Takes over what the source gave.
     pub fn set_snapshot(&mut self, snapshot: Arc<Snapshot>) {
+        self.view
+            .proceed(|progress| progress.triggered(&snapshot.triggers));
         self.given = snapshot;
         self.merge();
     }
@@ -206,6 +208,8 @@ impl Engine {
     /// Makes the kernel's side what is desired. Says whether something is still to be done.
     pub fn round(&mut self) -> Result<bool, RoundError> {
         let began = Instant::now();
+        self.view
+            .proceed(|progress| progress.begin(began, SystemTime::now()));
         if self.pods.read() {
             self.merge();
         }
@@ -367,6 +371,15 @@ impl Engine {
                 "maps written"
             );
         }
+        self.view.proceed(|progress| {
+            progress.look_at_node(&self.snapshot.state, &self.config.node);
+            progress.end(sync.took, sync.pending == 0, sync.at);
+        });
+        if let Some(api) = &self.snapshot.api
+            && sync.pending == 0
+        {
+            api.is_in_force(&self.snapshot.told);
+        }
         let pending: Vec<Pending> = pending.take(100).collect();
         let known = self.view.current();
         for finding in findings.iter().filter(|f| !known.findings.contains(f)) {
@@ -440,6 +453,7 @@ fn first_picture(config: &Arc<Config>, features: Features) -> Current {
         snapshot: Arc::default(),
         plan: Arc::default(),
         notices: Arc::default(),
+        unserved: Arc::default(),
         facts: Arc::default(),
         attached: Vec::new(),
         findings: Vec::new(),

@@ -149,6 +149,7 @@ impl Follower {
         let same =
             |last: &Arc<Snapshot>| last.state == snapshot.state && last.notices == snapshot.notices;
         if self.last.as_ref().is_some_and(same) {
+            self.health.is_in_force(&snapshot.told);
             return Some(());
         }
         tell(&snapshot, self.last.as_deref());

@@ -333,12 +333,15 @@ impl Daemon {
                 source: None,
             });
         };
+        self.view
+            .proceed(|progress| progress.work(Some(Instant::now())));
         let (engine, result) = spawn_blocking(move || {
             let result = work(&mut engine);
             (engine, result)
         })
         .await
         .map_err(ended("engine"))?;
+        self.view.proceed(|progress| progress.work(None));
         self.engine = Some(engine);
         Ok(result)
     }

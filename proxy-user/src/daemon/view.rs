@@ -1,14 +1,18 @@
 //! What others may know of the daemon: a picture that is replaced as a whole after each round.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
+use tokio::sync::watch;
+
+use super::progress::Progress;
 
 use crate::config::Config;
 use crate::dataplane::attach::Attached;
 use crate::dataplane::flows::{Clock, Swept, Totals};
 use crate::dataplane::{Features, Maps, PinFolder};
+use crate::health::Probes;
 use crate::kernel::sysctl::Finding;
 use crate::model::Notice;
 use crate::reconcile::{Facts, Plan};
@@ -55,6 +59,8 @@ pub struct Current {
     pub plan: Arc<Plan>,
     /// What is to be told: the source's remarks and those of compiling.
     pub notices: Arc<Vec<Notice>>,
+    /// What cannot be served over HTTP: health checks of Services, and the daemon's own pages.
+    pub unserved: Arc<Vec<Notice>>,
     /// This node's devices.
     pub facts: Arc<Facts>,
     /// What is attached where.
@@ -71,10 +77,21 @@ pub struct Current {
     pub totals: Arc<Totals>,
 }
 
+impl Current {
+    /// All that is to be told.
+    pub fn all_notices(&self) -> impl Iterator<Item = &Notice> {
+        self.notices.iter().chain(self.unserved.iter())
+    }
+}
+
 /// Access to the daemon's picture and to the maps, for the API.
 #[derive(Debug)]
 pub struct View {
     current: RwLock<Arc<Current>>,
+    /// Counts the pictures.
+    pictures: watch::Sender<u64>,
+    progress: Mutex<Progress>,
+    probes: Probes,
     maps: Arc<Maps>,
     clock: Clock,
     folder: PinFolder,
@@ -84,6 +101,9 @@ impl View {
     pub(super) fn new(current: Current, maps: Arc<Maps>, clock: Clock, folder: PinFolder) -> Self {
         Self {
             current: RwLock::new(Arc::new(current)),
+            pictures: watch::Sender::new(0),
+            progress: Mutex::default(),
+            probes: Probes::default(),
             maps,
             clock,
             folder,
@@ -114,8 +134,43 @@ impl View {
         &self.folder
     }
 
+    /// Tells when there is another picture.
+    #[must_use]
+    pub fn pictures(&self) -> watch::Receiver<u64> {
+        self.pictures.subscribe()
+    }
+
+    /// How far the daemon has come.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        self.lock().clone()
+    }
+
+    /// What probes were answered.
+    #[must_use]
+    pub const fn probes(&self) -> &Probes {
+        &self.probes
+    }
+
+    /// Says what cannot be served over HTTP.
+    pub(crate) fn set_unserved(&self, notices: Vec<Notice>) {
+        if *self.current().unserved != notices {
+            self.change(|current| current.unserved = Arc::new(notices));
+        }
+    }
+
+    pub(super) fn proceed(&self, change: impl FnOnce(&mut Progress)) {
+        change(&mut self.lock());
+    }
+
     pub(super) fn change(&self, change: impl FnOnce(&mut Current)) {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
         change(Arc::make_mut(&mut current));
+        drop(current);
+        self.pictures.send_modify(|count| *count += 1);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

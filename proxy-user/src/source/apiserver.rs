@@ -18,6 +18,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     sync::Arc,
+    time::SystemTime,
 };
 
 use self::{
@@ -26,19 +27,22 @@ use self::{
 };
 use super::{
     assemble::{self, Policy},
-    snapshot::{Counts, Snapshot},
+    snapshot::{Counts, Snapshot, Trigger},
 };
 use crate::model::{
     Here, Kind, Notice, ObjectRef, ServiceName, ServicePort, Severity, State, Unknown, select,
 };
 pub use connect::{Access, AccessError};
-pub use health::{Health, KindHealth};
+pub use health::{Health, KindHealth, Told};
 pub use saved::{SaveError, SaveJob};
 pub use table::Broken;
 pub use watch::{Change, watch};
 
 /// The kinds that are watched.
 pub const KINDS: [Kind; 4] = [Kind::Node, Kind::Service, Kind::EndpointSlice, Kind::Pod];
+
+/// Triggers that are kept from one snapshot to the next.
+const TRIGGERS: usize = 16_384;
 
 /// The Service by which pods reach the API server itself.
 const OWN_SERVICE: (&str, &str) = ("default", "kubernetes");
@@ -54,6 +58,12 @@ pub struct ApiServer {
     /// Ports of the API server's own Service that led somewhere last.
     own: BTreeMap<ServiceName, Arc<ServicePort>>,
     saved: Saved,
+    /// How many objects were taken over, or wait for the rest of their list.
+    told: Told,
+    /// What has triggered changes since the last snapshot.
+    triggers: Vec<Trigger>,
+    /// What happened before has been waited for in vain by nobody.
+    since: SystemTime,
 }
 
 impl ApiServer {
@@ -77,6 +87,9 @@ impl ApiServer {
             complete: false,
             own: BTreeMap::new(),
             saved,
+            told: Told::new(),
+            triggers: Vec::new(),
+            since: SystemTime::now(),
         }
     }
 
@@ -91,12 +104,23 @@ impl ApiServer {
         let Some(table) = self.tables.get_mut(&change.kind()) else {
             return false;
         };
+        if let Change::Is(object, _) | Change::Gone(object) = &change {
+            *self.told.entry(object.kind).or_default() += 1;
+        }
         match change {
             Change::Restart(_) => {
                 table.restart();
                 false
             }
-            Change::Is(object, Ok(known)) => table.put(object, known),
+            Change::Is(object, Ok(known)) => {
+                let trigger = known.trigger;
+                let differs = table.put(object, known);
+                let trigger = trigger.filter(|trigger| differs && trigger.at >= self.since);
+                if self.triggers.len() < TRIGGERS {
+                    self.triggers.extend(trigger);
+                }
+                differs
+            }
             Change::Is(object, Err(broken)) => table.put_broken(object, broken),
             Change::Gone(object) => table.remove(&object),
             Change::Listed(_) if self.complete => table.take_over(),
@@ -140,6 +164,8 @@ impl ApiServer {
             state: Arc::new(state),
             notices,
             api: Some(Arc::clone(&self.health)),
+            told: self.told.clone(),
+            triggers: std::mem::take(&mut self.triggers),
             ..Snapshot::default()
         };
         snapshot.count(counts);

@@ -1,5 +1,7 @@
 //! One [`State`] of all objects together.
 
+mod health;
+
 use std::{
     collections::{BTreeMap, HashMap},
     net::IpAddr,
@@ -83,6 +85,7 @@ pub fn assemble<'o>(
             );
         }
     }
+    health::add_checks(&services, &mut state, &mut notices);
     without_service(&services, &slices, &mut notices);
     return_proxies(&mut state, &mut notices);
     (state, notices)

@@ -1,10 +1,10 @@
 //! What a source yields: everything that is desired, at one moment.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::apiserver::Health;
+use super::apiserver::{Health, Told};
 use crate::model::{Notice, ObjectRef, Origin, Severity, State};
 
 /// How many of what a source has found.
@@ -23,6 +23,15 @@ pub struct Counts {
     pub warnings: usize,
 }
 
+/// What a change of endpoints is due to: something that happened to a pod or a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trigger {
+    /// When it happened, by the clock of whoever writes the slices.
+    pub at: SystemTime,
+    /// Whether the endpoints are IPv4 ones.
+    pub v4: bool,
+}
+
 /// What a source yields.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -36,6 +45,10 @@ pub struct Snapshot {
     pub counts: Counts,
     /// How it stands with the API server; none: the source is another one.
     pub api: Option<Arc<Health>>,
+    /// How many objects the API server had told by then.
+    pub told: Told,
+    /// What has triggered changes since the last snapshot.
+    pub triggers: Vec<Trigger>,
 }
 
 impl Snapshot {

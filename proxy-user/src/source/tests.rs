@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use tempfile::TempDir;
 
-use super::{assemble::Policy, manifests::Manifests};
+use super::{assemble::Policy, manifests::Manifests, snapshot::Snapshot};
 use crate::model::{Endpoint, Frontend, Here, Reach, ServicePort, TrafficPolicy, select};
 
 /// One Service with one slice, each with something added or replaced.
@@ -42,6 +42,13 @@ impl World {
 
     /// The state's ports in words, and the notices without places.
     fn read(&self) -> (Vec<String>, Vec<String>) {
+        let (snapshot, notices) = self.scan();
+        let ports = snapshot.state.services.values();
+        (ports.map(|port| words(port)).collect(), notices)
+    }
+
+    /// The snapshot, and its notices without places.
+    fn scan(&self) -> (Snapshot, Vec<String>) {
         let folder = TempDir::new().unwrap();
         let all = [&self.service]
             .into_iter()
@@ -55,17 +62,12 @@ impl World {
             external_ranges,
         };
         let snapshot = Manifests::new(PathBuf::from(folder.path()), policy).scan();
-        let ports = snapshot
-            .state
-            .services
-            .values()
-            .map(|port| words(port))
-            .collect();
         let notices = snapshot.notices.iter().map(|notice| {
             let text = notice.to_string();
             text.split_once(": ").unwrap().1.to_owned()
         });
-        (ports, notices.collect())
+        let notices = notices.collect();
+        (snapshot, notices)
     }
 
     fn ports(&self) -> Vec<String> {
@@ -392,7 +394,7 @@ fn what_is_not_served_is_told() {
         ),
         (
             "  healthCheckNodePort: 32000\n",
-            "warning: Service default/web: spec.healthCheckNodePort: ",
+            "warning: Service default/web: spec.healthCheckNodePort: not served: ",
         ),
         (
             "  externalIPs: [192.0.2.9]\n",
@@ -478,4 +480,66 @@ fn what_breaks_a_rule_is_refused() {
         assert!(notices[0].starts_with(&expected), "{notices:?}");
         assert!(notices[0].ends_with("(not in force)"), "{notices:?}");
     }
+}
+
+/// Ports of health checks with their Services and families, and the notices.
+fn checks(world: &World) -> (Vec<String>, Vec<String>) {
+    let (snapshot, notices) = world.scan();
+    let checks = snapshot.state.health_checks.iter().map(|(port, check)| {
+        let [v4, v6] = check.families.map(u8::from);
+        format!("{port} {} {v4}{v6}", check.object.name)
+    });
+    (checks.collect(), notices)
+}
+
+#[test]
+fn a_health_check_belongs_to_a_balanced_service_whose_clients_stay_here() {
+    let balanced = |more: &str| {
+        World::whole(&format!(
+            "metadata: {{name: web}}\nspec:\n  type: LoadBalancer\n  clusterIP: 10.96.0.1\n  ports: \
+             [{{port: 80}}]\n{more}status: {{loadBalancer: {{ingress: [{{ip: 203.0.113.1}}]}}}}\n"
+        ))
+    };
+    let local = "  externalTrafficPolicy: Local\n";
+    let (found, notices) = checks(&balanced(&format!("{local}  healthCheckNodePort: 32000\n")));
+    assert_eq!((found, notices), (vec!["32000 web 10".to_owned()], vec![]));
+    assert_eq!(checks(&balanced(local)), (vec![], vec![]));
+    let (found, notices) = checks(&balanced("  healthCheckNodePort: 32000\n"));
+    assert_eq!(found, [""; 0]);
+    assert!(
+        notices[0].contains("spec.healthCheckNodePort: not served"),
+        "{notices:?}"
+    );
+    let (found, notices) = checks(&balanced(&format!("{local}  healthCheckNodePort: 70000\n")));
+    assert_eq!(found, [""; 0]);
+    assert!(notices[0].starts_with("error: Service default/web: spec.healthCheckNodePort: 70000"));
+}
+
+#[test]
+fn a_port_has_one_health_check() {
+    let service = |name: &str, created: &str, more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, creationTimestamp: \
+             \"{created}\"}}\nspec:\n  type: LoadBalancer\n  externalTrafficPolicy: Local\n  \
+             clusterIP: 10.96.0.{}\n  healthCheckNodePort: 32000\n  ports: [{{port: 80{more}}}]\nstatus: \
+             {{loadBalancer: {{ingress: [{{ip: 203.0.113.{}}}]}}}}\n",
+            name.len(),
+            name.len()
+        )
+    };
+    let world = World::new("")
+        .with(&service("younger", "2026-01-02T00:00:00Z", ""))
+        .with(&service("old", "2026-01-01T00:00:00Z", ""));
+    let (found, notices) = checks(&world);
+    assert_eq!(found, ["32000 old 10"]);
+    assert_eq!(notices.len(), 1, "{notices:?}");
+    let start = "error: Service default/younger: spec.healthCheckNodePort: 32000 is already the \
+                 health check of Service default/old, ";
+    assert!(notices[0].starts_with(start), "{notices:?}");
+    let world = World::new("").with(&service("old", "2026-01-01T00:00:00Z", ", nodePort: 32000"));
+    let (_, notices) = checks(&world);
+    assert!(
+        notices[0].contains("32000 is also a node port of default/old:80/TCP"),
+        "{notices:?}"
+    );
 }

@@ -3,14 +3,16 @@
 //! [`METRICS`] is the one list of names; what is counted per packet is counted in the maps and read
 //! when it is asked for.
 
+mod kubeproxy;
+
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::UNIX_EPOCH;
 
-use crate::daemon::{Current, View};
+use crate::daemon::{Current, Progress, View};
 use crate::dataplane::flows::{Pressure, Usage};
 use crate::inspect::{InspectError, drops};
-use crate::model::Severity;
+use crate::model::{self, Severity};
 use crate::source::apiserver::KindHealth;
 
 /// What a number is.
@@ -20,6 +22,20 @@ pub enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
+    /// How many values were no larger than each of some bounds.
+    Histogram,
+}
+
+impl Kind {
+    /// The word of the text format.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
 }
 
 /// One name.
@@ -105,6 +121,36 @@ pub const METRICS: &[Metric] = metrics! {
         device_problems;
     "causeway_device_attached", Gauge, "How programs are attached to a device: always 1.",
         device_attached;
+    "kubeproxy_sync_proxy_rules_duration_seconds", Histogram,
+        "How long rounds of making the kernel what is desired took.",
+        |s| s.histogram(&[], s.progress.rounds());
+    "kubeproxy_sync_proxy_rules_last_timestamp_seconds", Gauge,
+        "When the last round ended that left nothing to be done, Unix time.",
+        |s| s.time(s.progress.last_updated());
+    "kubeproxy_sync_proxy_rules_last_queued_timestamp_seconds", Gauge,
+        "When the last round began, Unix time.",
+        |s| s.time(s.progress.last_queued());
+    "kubeproxy_network_programming_duration_seconds", Histogram,
+        "From what triggered a change of endpoints to the round that made it.", kubeproxy::programming;
+    "kubeproxy_sync_proxy_rules_endpoint_changes_total", Counter,
+        "Slices that the API server told, in lists and as changes.",
+        |s| s.changes(model::Kind::EndpointSlice, |kind| kind.told);
+    "kubeproxy_sync_proxy_rules_endpoint_changes_pending", Gauge,
+        "Those of them that the kernel does not have yet.",
+        |s| s.changes(model::Kind::EndpointSlice, |kind| kind.pending);
+    "kubeproxy_sync_proxy_rules_service_changes_total", Counter,
+        "Services that the API server told, in lists and as changes.",
+        |s| s.changes(model::Kind::Service, |kind| kind.told);
+    "kubeproxy_sync_proxy_rules_service_changes_pending", Gauge,
+        "Those of them that the kernel does not have yet.",
+        |s| s.changes(model::Kind::Service, |kind| kind.pending);
+    "kubeproxy_sync_proxy_rules_no_local_endpoints_total", Gauge,
+        "Service ports with a Local traffic policy whose endpoints are all on other nodes.",
+        kubeproxy::no_local_endpoints;
+    "kubeproxy_proxy_healthz_total", Counter, "Answers to `/healthz`, by status code.",
+        |s| s.answers(&s.view.probes().healthz);
+    "kubeproxy_proxy_livez_total", Counter, "Answers to `/livez`, by status code.",
+        |s| s.answers(&s.view.probes().livez);
 };
 
 /// Writes one metric's samples.
@@ -112,13 +158,20 @@ struct Samples<'a> {
     name: &'static str,
     view: &'a View,
     current: &'a Current,
+    progress: &'a Progress,
     fates: &'a [crate::inspect::DropRow],
     text: &'a mut String,
 }
 
 impl Samples<'_> {
     fn add(&mut self, labels: &[(&str, &str)], value: f64) {
+        self.add_part("", labels, value);
+    }
+
+    /// With `part` behind the name.
+    fn add_part(&mut self, part: &str, labels: &[(&str, &str)], value: f64) {
         self.text.push_str(self.name);
+        self.text.push_str(part);
         for (index, (name, value)) in labels.iter().enumerate() {
             let escaped = value
                 .replace('\\', "\\\\")
@@ -192,7 +245,7 @@ fn notices(samples: &mut Samples<'_>) {
     for severity in [Severity::Error, Severity::Warning, Severity::Info] {
         counts.insert(severity, 0);
     }
-    for notice in samples.current.notices.iter() {
+    for notice in samples.current.all_notices() {
         *counts.entry(notice.severity).or_default() += 1;
     }
     for (severity, count) in counts {
@@ -224,13 +277,11 @@ fn device_attached(samples: &mut Samples<'_>) {
 /// All metrics as text. Reads the counters' map.
 pub fn render(view: &View) -> Result<String, InspectError> {
     let current = view.current();
+    let progress = view.progress();
     let fates = drops(view.maps())?;
     let mut text = String::new();
     for metric in METRICS {
-        let kind = match metric.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-        };
+        let kind = metric.kind.word();
         let Metric {
             name,
             help,
@@ -243,6 +294,7 @@ pub fn render(view: &View) -> Result<String, InspectError> {
             name,
             view,
             current: &current,
+            progress: &progress,
             fates: &fates,
             text: &mut text,
         });
@@ -264,11 +316,13 @@ mod tests {
                 name, kind, help, ..
             } = metric;
             assert!(names.insert(name), "{name} is there twice");
-            assert!(
-                name.starts_with("causeway_")
-                    && name.chars().all(|c| c == '_' || c.is_ascii_lowercase())
-            );
-            assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            let ours = name.starts_with("causeway_");
+            assert!(ours || name.starts_with("kubeproxy_"), "{name}");
+            assert!(name.chars().all(|c| c == '_' || c.is_ascii_lowercase()));
+            // kube-proxy calls one total that is none.
+            if ours {
+                assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
+            }
             assert!(help.ends_with('.'), "{name}");
         }
     }

@@ -271,6 +271,7 @@ mod tests {
                 internal: 1,
                 labels: labelled.then_some(label).into_iter().collect(),
                 pod_ranges: vec![format!("10.244.{number}.0/24").parse().unwrap()],
+                leaving: false,
             };
             state.nodes.insert(name, node);
         }

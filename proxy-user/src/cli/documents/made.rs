@@ -11,7 +11,7 @@ use super::{file, first_column, read, source};
 use crate::{
     dataplane::{Maps, table::Table},
     inspect::kind_word,
-    telemetry::metrics::{Kind, METRICS},
+    telemetry::metrics::METRICS,
 };
 
 /// Holds the part of a page between `<!-- made: NAME -->` and `<!-- end -->` to `text`.
@@ -86,10 +86,7 @@ fn the_page_of_reasons_is_complete() {
 #[test]
 fn the_page_of_metrics_is_complete() {
     let row = |metric: &crate::telemetry::metrics::Metric| {
-        let kind = match metric.kind {
-            Kind::Counter => "counter",
-            Kind::Gauge => "gauge",
-        };
+        let kind = metric.kind.word();
         vec![code(metric.name), kind.to_owned(), metric.help.to_owned()]
     };
     let rows = METRICS.iter().map(row);

@@ -492,3 +492,41 @@ async fn an_access_that_cannot_be_used_is_told_and_tried_again() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_says_what_triggered_it_and_waits_to_be_in_force() {
+    let mut bed = Bed::new();
+    bed.fake.put(&service("web", 1));
+    bed.fake.put(&slice("web", 1));
+    bed.start();
+    let first = bed.until("the list", |s| served(&s.state).len() == 1).await;
+    assert_eq!(first.triggers, [], "a list tells of what was long ago");
+    let at = std::time::SystemTime::now();
+    let text = humantime::format_rfc3339_nanos(at);
+    let annotation = format!("{{endpoints.kubernetes.io/last-change-trigger-time: \"{text}\"}}");
+    let changed = slice("web", 2).replace(
+        "metadata: {",
+        &format!("metadata: {{annotations: {annotation}, "),
+    );
+    bed.fake.put(&changed);
+    let second = bed
+        .until("the change", |s| {
+            served(&s.state) == ["default/web:80/TCP 10.0.0.2"]
+        })
+        .await;
+    assert_eq!(
+        second.triggers,
+        [crate::source::snapshot::Trigger { at, v4: true }]
+    );
+    let api = second.api.as_ref().unwrap();
+    let slices = |api: &Health| {
+        let health = api.kinds().remove(&Kind::EndpointSlice).unwrap();
+        (health.told, health.pending)
+    };
+    assert_eq!(slices(api), (2, 2));
+    api.is_in_force(&first.told);
+    assert_eq!(slices(api), (2, 1));
+    api.is_in_force(&second.told);
+    assert_eq!(slices(api), (2, 0));
+    bed.end().await;
+}

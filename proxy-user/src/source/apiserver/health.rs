@@ -19,6 +19,12 @@ pub struct KindHealth {
     pub lists: u64,
     /// Changes that were watched.
     pub events: u64,
+    /// Objects that were told, in lists and as changes.
+    #[serde(default)]
+    pub told: u64,
+    /// Those of them that the kernel does not have yet.
+    #[serde(default)]
+    pub pending: u64,
     /// Requests that failed, and watches that broke off.
     pub errors: u64,
     /// What is wrong now.
@@ -27,11 +33,16 @@ pub struct KindHealth {
     pub since: Option<u64>,
 }
 
+/// How many objects of each kind were told.
+pub type Told = BTreeMap<Kind, u64>;
+
 /// How it stands with all of them.
 #[derive(Debug)]
 pub struct Health {
     server: String,
     kinds: Mutex<BTreeMap<Kind, KindHealth>>,
+    /// What the kernel has of what was told.
+    in_force: Mutex<Told>,
     turned: Notify,
 }
 
@@ -42,6 +53,7 @@ impl Health {
         Self {
             server: server.into(),
             kinds: Mutex::new(KINDS.map(|kind| (kind, KindHealth::default())).into()),
+            in_force: Mutex::default(),
             turned: Notify::new(),
         }
     }
@@ -55,7 +67,22 @@ impl Health {
     /// All kinds.
     #[must_use]
     pub fn kinds(&self) -> BTreeMap<Kind, KindHealth> {
-        self.lock().clone()
+        let mut kinds = self.lock().clone();
+        let in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        for (kind, health) in &mut kinds {
+            let has = in_force.get(kind).copied().unwrap_or_default();
+            health.pending = health.told.saturating_sub(has);
+        }
+        kinds
+    }
+
+    /// The kernel has all of this.
+    pub fn is_in_force(&self, told: &Told) {
+        let mut in_force = self.in_force.lock().unwrap_or_else(PoisonError::into_inner);
+        for (kind, count) in told {
+            let known = in_force.entry(*kind).or_default();
+            *known = (*known).max(*count);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Kind, KindHealth>> {
@@ -68,6 +95,10 @@ impl Health {
 
     pub(super) fn event(&self, kind: Kind) {
         self.lock().entry(kind).or_default().events += 1;
+    }
+
+    pub(super) fn told(&self, kind: Kind) {
+        self.lock().entry(kind).or_default().told += 1;
     }
 
     /// A request was answered as it should be.

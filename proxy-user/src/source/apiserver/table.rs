@@ -4,22 +4,41 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     model::{Notice, ObjectRef, Severity, Unknown},
-    source::kubernetes::{FieldError, Object, Remark},
+    source::{
+        kubernetes::{FieldError, Object, Remark},
+        snapshot::Trigger,
+    },
 };
 
 /// An object in force.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Known {
     pub(super) content: Arc<Object>,
     remarks: Vec<Remark>,
+    /// What its last change is due to, which is no part of it.
+    pub(super) trigger: Option<Trigger>,
 }
+
+impl PartialEq for Known {
+    fn eq(&self, other: &Self) -> bool {
+        self.content == other.content && self.remarks == other.remarks
+    }
+}
+
+impl Eq for Known {}
 
 impl Known {
     pub(super) fn new(content: Object, remarks: Vec<Remark>) -> Self {
         Self {
             content: Arc::new(content),
             remarks,
+            trigger: None,
         }
+    }
+
+    /// The same, with what the change is due to.
+    pub(super) fn triggered(self, trigger: Option<Trigger>) -> Self {
+        Self { trigger, ..self }
     }
 }
 

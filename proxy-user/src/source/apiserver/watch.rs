@@ -25,10 +25,14 @@ use crate::{
         FieldError, NodeObject, Object, PodObject, Remark, SERVICE_LABEL, ServiceObject,
         SliceObject,
     },
+    source::snapshot::Trigger,
 };
 
 /// Other proxies' objects, and those that names lead to directly (the API server marks both).
 const OURS: &str = "!service.kubernetes.io/service-proxy-name,!service.kubernetes.io/headless";
+
+/// When the last change of endpoints was triggered, RFC 3339.
+const TRIGGER: &str = "endpoints.kubernetes.io/last-change-trigger-time";
 
 /// After the first failure it is tried again this soon.
 const SOON: Duration = Duration::from_millis(250);
@@ -73,6 +77,11 @@ pub trait Watched:
 
     /// Checks an object.
     fn check(&self) -> Result<(Object, Vec<Remark>), FieldError>;
+
+    /// What its last change is due to, if it says so.
+    fn trigger(&self) -> Option<Trigger> {
+        None
+    }
 }
 
 impl Watched for Service {
@@ -100,6 +109,14 @@ impl Watched for EndpointSlice {
         let mut slice = SliceObject::check(self)?;
         let remarks = std::mem::take(&mut slice.remarks);
         Ok((Object::Slice(slice), remarks))
+    }
+
+    fn trigger(&self) -> Option<Trigger> {
+        let text = self.metadata.annotations.as_ref()?.get(TRIGGER)?;
+        Some(Trigger {
+            at: humantime::parse_rfc3339(text).ok()?,
+            v4: self.address_type == "IPv4",
+        })
     }
 }
 
@@ -148,7 +165,7 @@ fn is<K: Watched>(object: &K) -> Change {
     });
     Change::Is(
         reference(object),
-        checked.map(|(content, remarks)| Known::new(content, remarks)),
+        checked.map(|(content, remarks)| Known::new(content, remarks).triggered(object.trigger())),
     )
 }
 
@@ -220,6 +237,9 @@ async fn follow<K: Watched>(
                 Change::Gone(reference(object))
             }
         };
+        if matches!(change, Change::Is(..) | Change::Gone(_)) {
+            health.told(K::KIND);
+        }
         // Every attempt begins with an `Init`, also one that fails.
         if !matches!(event, Event::Init) {
             *wait = SOON;

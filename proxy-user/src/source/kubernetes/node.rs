@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{FieldError, address, object_ref};
 use crate::model::{Kind, ObjectRef};
 
+/// The cluster autoscaler is about to delete the node (KEP-3836).
+const LEAVING_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
+
 /// A checked Node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeObject {
@@ -49,6 +52,11 @@ impl NodeObject {
                 FieldError::new(format!("spec.podCIDRs[{i}]"), message)
             })?);
         }
+        let taints = spec.and_then(|spec| spec.taints.as_deref());
+        let tainted = taints
+            .unwrap_or_default()
+            .iter()
+            .any(|taint| taint.key == LEAVING_TAINT);
         Ok(Self {
             object,
             node: crate::model::Node {
@@ -56,6 +64,7 @@ impl NodeObject {
                 internal: count,
                 labels: node.metadata.labels.clone().unwrap_or_default(),
                 pod_ranges,
+                leaving: tainted || node.metadata.deletion_timestamp.is_some(),
             },
         })
     }

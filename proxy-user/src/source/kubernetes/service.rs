@@ -80,6 +80,9 @@ pub struct ServiceObject {
     /// On what terms all ports serve.
     #[serde(default)]
     pub terms: Terms,
+    /// `spec.healthCheckNodePort`: where load balancers ask each node whether to send clients there.
+    #[serde(default)]
+    pub health_check: Option<u16>,
     /// What is to be told.
     #[serde(skip)]
     pub remarks: Vec<Remark>,
@@ -111,6 +114,7 @@ impl ServiceObject {
             algorithm: algorithm(service)?,
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or_default(),
             terms: Terms::default(),
+            health_check: None,
             remarks: Vec::new(),
         };
         let kind = service_type(spec)?;
@@ -132,8 +136,13 @@ impl ServiceObject {
             affinity: affinity(spec)?,
             ranges: source_ranges(spec, kind)?,
         };
+        let local = checked.terms.policies.external == TrafficPolicy::Local;
+        checked.health_check = health_check(
+            spec,
+            local && kind == ServiceType::LoadBalancer,
+            &mut checked.remarks,
+        )?;
         known_distribution(spec, &mut checked.remarks);
-        not_served(spec, &mut checked.remarks);
         Ok(checked)
     }
 
@@ -424,13 +433,21 @@ fn known_distribution(spec: &ServiceSpec, remarks: &mut Vec<Remark>) {
     }
 }
 
-/// Says what of a Service isn't served yet.
-fn not_served(spec: &ServiceSpec, remarks: &mut Vec<Remark>) {
-    let mut warn = |field: &str, message: &str| remarks.push(Remark::warning(field, message));
-    if spec.health_check_node_port.is_some_and(|port| port != 0) {
-        warn(
-            "spec.healthCheckNodePort",
-            "the health check port isn't served yet",
-        );
+/// The port where load balancers ask, if the Service is one that they ask about.
+fn health_check(
+    spec: &ServiceSpec,
+    asked: bool,
+    remarks: &mut Vec<Remark>,
+) -> Result<Option<u16>, FieldError> {
+    let field = "spec.healthCheckNodePort";
+    let Some(number) = spec.health_check_node_port.filter(|port| *port != 0) else {
+        return Ok(None);
+    };
+    let number = port(number, field)?;
+    if !asked {
+        let message = "not served: only a Service of type LoadBalancer whose \
+                       externalTrafficPolicy is Local has a health check; make it so, or remove it";
+        remarks.push(Remark::warning(field, message));
     }
+    Ok(Some(number).filter(|_| asked))
 }
