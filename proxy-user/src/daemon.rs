@@ -6,6 +6,7 @@
 //! When the daemon ends, by whatever means, everything that it put into the kernel stays and works
 //! on; the next start takes it over. Only `causeway detach` removes it.
 
+mod announce;
 mod engine;
 mod follow;
 mod look;
@@ -17,6 +18,7 @@ mod run;
 mod unconfirmed;
 mod view;
 
+pub use announce::announce;
 pub use engine::{Engine, RoundError, StartError};
 pub use progress::Progress;
 pub use run::{RunError, run};

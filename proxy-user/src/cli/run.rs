@@ -29,7 +29,8 @@ pub(super) fn run(arguments: &Run) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     let serve = |view: Arc<View>, config, stop: watch::Receiver<bool>| async move {
         let api = api::serve(Arc::clone(&view), config, stop.clone());
-        tokio::join!(api, health::serve(view, stop));
+        let told = daemon::announce(Arc::clone(&view), stop.clone());
+        tokio::join!(api, health::serve(view, stop), told);
     };
     let ended = runtime.block_on(daemon::run(&arguments.config, serve));
     ended.map_err(|error| match error {

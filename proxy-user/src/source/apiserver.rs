@@ -9,6 +9,7 @@
 //! been listed once.
 
 mod connect;
+mod events;
 mod health;
 mod saved;
 mod table;
@@ -33,6 +34,7 @@ use crate::model::{
     Here, Kind, Notice, ObjectRef, ServiceName, ServicePort, Severity, State, Unknown, select,
 };
 pub use connect::{Access, AccessError};
+pub use events::{Events, Reason};
 pub use health::{Health, KindHealth, Told};
 pub use saved::{SaveError, SaveJob};
 pub use table::Broken;

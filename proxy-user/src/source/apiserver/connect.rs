@@ -130,7 +130,7 @@ impl Access {
         Ok(config)
     }
 
-    async fn client(&self, health: &Arc<Health>) -> Result<Client, AccessError> {
+    pub(super) async fn client(&self, health: &Arc<Health>) -> Result<Client, AccessError> {
         client(&self.config().await?, Arc::clone(health))
             .map_err(|source| AccessError::Client { source })
     }

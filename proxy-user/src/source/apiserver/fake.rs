@@ -16,7 +16,7 @@ use axum::{
     extract::{Path as PathParameter, Query, State},
     http::StatusCode,
     response::{IntoResponse as _, Response},
-    routing::get,
+    routing::{get, post},
 };
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, runtime::Runtime, sync::watch, time::sleep};
@@ -51,6 +51,8 @@ pub(crate) struct World {
     pub(crate) page: Option<usize>,
     /// Every request: the kind and its parameters.
     pub(crate) requests: Vec<(String, BTreeMap<String, String>)>,
+    /// Events that were written, with the namespace of each.
+    pub(crate) written: Vec<(String, Value)>,
 }
 
 struct Shared {
@@ -112,6 +114,10 @@ impl Fake {
             let router = Router::new()
                 .route("/api/v1/{plural}", get(answer))
                 .route("/apis/discovery.k8s.io/v1/{plural}", get(answer))
+                .route(
+                    "/apis/events.k8s.io/v1/namespaces/{namespace}/events",
+                    post(write),
+                )
                 .with_state(shared);
             axum::serve(listener, router).await.unwrap();
         });
@@ -297,6 +303,20 @@ fn chosen(object: &Value, parameters: &Parameters) -> bool {
             .collect::<Vec<_>>()
     };
     rules("labelSelector").into_iter().all(label) && rules("fieldSelector").into_iter().all(field)
+}
+
+/// Nothing but new Events can be written.
+async fn write(
+    State(shared): State<Arc<Shared>>,
+    PathParameter(namespace): PathParameter<String>,
+    Json(event): Json<Value>,
+) -> Response {
+    let mut world = shared.world.lock().unwrap();
+    if world.forbidden == Some("events") {
+        return refuse(403, "Forbidden");
+    }
+    world.written.push((namespace, event.clone()));
+    (StatusCode::CREATED, Json(event)).into_response()
 }
 
 async fn answer(
