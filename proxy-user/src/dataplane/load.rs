@@ -201,6 +201,10 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Program, LoadError> {
 
 /// The waits between attempts to load: libbpf's five at once, then ever longer ones, 2.5 s in all.
 /// Ten attempts within milliseconds were once seen to be disturbed, every one of them.
+#[expect(
+    clippy::indexing_slicing,
+    reason = "a constant whose making goes out of bounds does not compile"
+)]
 const PAUSES: [Duration; 12] = {
     let mut pauses = [Duration::ZERO; 12];
     let mut at = 4;
