@@ -83,7 +83,7 @@ pub fn open_udp(world: &World, to: SocketAddr, first_port: u32, flows: u32) -> R
     })?
 }
 
-/// `TcpExtTCPBacklogCoalesce` of the backend's namespace (`tcp_add_backlog` in net/ipv4/tcp_ipv4.c).
+/// `TcpExtTCPBacklogCoalesce` of the backend's namespace (`tcp_add_backlog` in `net/ipv4/tcp_ipv4.c`).
 pub fn merged(world: &World) -> Result<u64> {
     let text = world
         .backend
