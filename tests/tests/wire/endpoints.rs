@@ -188,9 +188,9 @@ fn removed_udp(cluster: &Cluster, family: Family, mut service: Service) -> Resul
     let mut asked = BTreeSet::new();
     for capture in captures {
         let (pod, capture) = capture?;
-        let captured = capture.finish()?;
+        let seen = capture.finish()?;
         if pod == number {
-            asked.extend(captured.datagrams());
+            asked.extend(seen.datagrams());
         }
     }
     let runs = report.runs();
