@@ -78,15 +78,18 @@ struct WrittenAttachment {
     ifname: String,
 }
 
+/// By the names of the conventions (containernetworking/cni, `CONVENTIONS.md`), and by those that
+/// containerd writes: its `PortMapping` (go-cni, `types.go`) has no names for JSON, and plugins in Go
+/// read either.
 #[derive(Deserialize)]
 struct WrittenMapping {
-    #[serde(rename = "hostPort")]
+    #[serde(rename = "hostPort", alias = "HostPort")]
     host_port: u16,
-    #[serde(rename = "containerPort")]
+    #[serde(rename = "containerPort", alias = "ContainerPort")]
     container_port: u16,
-    #[serde(default)]
+    #[serde(alias = "Protocol", default)]
     protocol: String,
-    #[serde(rename = "hostIP", default)]
+    #[serde(rename = "hostIP", alias = "HostIP", default)]
     host_ip: String,
 }
 
@@ -294,6 +297,21 @@ mod tests {
             ]
         );
         assert_eq!(config.valid.unwrap().len(), 1);
+    }
+
+    #[test]
+    fn port_mappings_are_read_as_containerd_writes_them() {
+        let config = parse(
+            r#", "runtimeConfig": {"portMappings": [
+                 {"HostPort": 8080, "ContainerPort": 80, "Protocol": "udp", "HostIP": "127.0.0.1"}]}"#,
+        );
+        let expected = PortMapping {
+            host_ip: Some(IpAddr::from([127, 0, 0, 1])),
+            host_port: 8080,
+            container_port: 80,
+            protocol: Protocol::Udp,
+        };
+        assert_eq!(config.unwrap().port_mappings, [expected]);
     }
 
     #[test]
