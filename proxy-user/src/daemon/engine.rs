@@ -306,7 +306,10 @@ impl Engine {
                 continue;
             }
             let (setting, changed) = if device.role == DeviceRole::Loopback {
-                ("accept_local=1", self.sysctl.accept_local(&device.name))
+                (
+                    "accept_local=1, route_localnet=1",
+                    self.sysctl.accept_local(&device.name),
+                )
             } else {
                 (
                     "rp_filter=2 (loose)",

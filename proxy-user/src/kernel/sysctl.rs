@@ -1,8 +1,8 @@
 //! Settings under /proc/sys/net that services depend on.
 //!
 //! Three are set, because nothing works without them and nobody else is touched: the reverse path
-//! filter of the devices that are ours, that the loopback device takes packets from own addresses,
-//! and the reservation of the ports that translation claims.
+//! filter of the devices that are ours, that the loopback device takes packets from own and loopback
+//! addresses, and the reservation of the ports that translation claims.
 //! Others are the node's policy: they are looked at, and said with the command that changes them.
 
 use std::fs;
@@ -85,16 +85,18 @@ impl Sysctl {
         Ok(strict)
     }
 
-    /// Lets a device take packets from addresses of this node. For the loopback device, where answers
-    /// to this node's own processes come in; nothing else arrives there without a route. Says whether
-    /// it had to be changed.
+    /// Lets a device take packets from addresses of this node, and from and to 127.0.0.0/8. For the
+    /// loopback device, where answers to this node's own processes come in; nothing else arrives there
+    /// without a route. Says whether it had to be changed.
+    ///
+    /// What the stack itself sends over that device brings its route along and is not asked
+    /// (`ip_route_input_slow`); what is redirected there is.
     pub fn accept_local(&self, device: &str) -> Result<bool, SysctlError> {
-        let own = format!("ipv4/conf/{device}/accept_local");
-        let off = self.read(&own)? == "0";
-        if off {
-            self.write(&own, "1")?;
+        let mut changed = false;
+        for name in ["accept_local", "route_localnet"] {
+            changed |= self.switch_on(&format!("ipv4/conf/{device}/{name}"))?;
         }
-        Ok(off)
+        Ok(changed)
     }
 
     /// Keeps the kernel from giving `ports` to sockets that ask for any port. What others have
@@ -288,9 +290,14 @@ mod tests {
 
     #[test]
     fn the_loopback_device_takes_packets_from_own_addresses() {
-        let (_folder, sysctl) = tree(&[("ipv4/conf/lo/accept_local", "0")]);
+        let (_folder, sysctl) = tree(&[
+            ("ipv4/conf/lo/accept_local", "1"),
+            ("ipv4/conf/lo/route_localnet", "0"),
+        ]);
         assert!(sysctl.accept_local("lo").unwrap());
-        assert_eq!(sysctl.read("ipv4/conf/lo/accept_local").unwrap(), "1");
+        for name in ["accept_local", "route_localnet"] {
+            assert_eq!(sysctl.read(&format!("ipv4/conf/lo/{name}")).unwrap(), "1");
+        }
         assert!(!sysctl.accept_local("lo").unwrap());
     }
 

@@ -183,6 +183,33 @@ fn host_ports_outlive_the_daemon_and_end_with_the_pod() -> Result<()> {
 }
 
 #[test]
+fn a_host_port_of_the_loopback_address_is_the_nodes_alone() -> Result<()> {
+    let mut runtime = Runtime::start("")?;
+    let loopback = json!([{
+        "hostPort": 8083, "containerPort": HTTP_PORT, "protocol": "tcp", "hostIP": "127.0.0.1",
+    }]);
+    let pod = runtime.add(1, &ports(&loopback))?;
+    // As upstream's spec of host ports asks: a pod cannot answer 127.0.0.1.
+    let own = node(1, Family::V4).to_string();
+    let url = "http://127.0.0.1:8083/";
+    let answer = runtime.on_node(
+        1,
+        "curl",
+        &["-sS", "--max-time", "5", "--interface", &own, url],
+    )?;
+    ensure!(
+        answer.starts_with(&format!("pod{} {own} ", pod.number)),
+        "{answer}"
+    );
+    let client = runtime.world().client();
+    ensure!(
+        curl(&client, node(1, Family::V4), 8083).is_err(),
+        "it answers outside"
+    );
+    runtime.del(&pod)
+}
+
+#[test]
 fn routes_follow_the_nodes_and_foreign_ones_stay() -> Result<()> {
     let runtime = Runtime::start("")?;
     let shown = |arguments: &[&str]| runtime.on_node(1, "ip", arguments);
