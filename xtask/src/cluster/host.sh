@@ -10,7 +10,8 @@ if [ "${3-}" != grouped ]; then
     # What is mounted outside is not held here after it goes there.
     mount --make-rprivate /
     awk '$2 ~ "^/run/" { print $2 }' /proc/mounts | sort -r | while read -r point; do
-        umount -l "$point"
+        # Others take theirs away meanwhile.
+        umount -l "$point" 2>/dev/null || :
     done
     # /proc is still that of outside, where this is our id.
     read -r id _ </proc/self/stat
