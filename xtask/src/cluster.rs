@@ -8,11 +8,13 @@ mod causeway;
 mod control;
 mod host;
 mod identity;
+mod images;
 mod layout;
 mod node;
 mod programs;
 mod reference;
 mod remains;
+mod specs;
 mod switch;
 mod trial;
 
@@ -31,9 +33,10 @@ use host::Host;
 use identity::Identities;
 use layout::{MOST_NODES, Place};
 use node::Node;
-use programs::Programs;
+use programs::{Programs, Use};
 use remains::Remains;
 
+pub(crate) use specs::{Choice, End, Report as SpecReport, run as specs};
 pub(crate) use trial::run as trial;
 
 /// How long nodes may take to register, and to become ready.
@@ -91,7 +94,7 @@ pub(crate) enum Network {
 /// Does it.
 pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
     match verb {
-        Verb::Up(options) => up(options)?,
+        Verb::Up(options) => up(options, Use::Cluster)?,
         Verb::Down => down()?,
         Verb::Status => status()?,
         Verb::Kubectl { arguments } => {
@@ -103,13 +106,16 @@ pub(crate) fn run(verb: Verb) -> Result<ExitCode> {
 }
 
 /// Starts a cluster and waits until it works.
-pub(crate) fn up(options: Options) -> Result<()> {
+fn up(options: Options, wanted: Use) -> Result<()> {
     setup::run(Purpose::Cluster)?;
     let _held = programs::lock()?;
-    let programs = Programs::build()?;
-    let mut images = programs.images();
+    let programs = Programs::build(wanted)?;
+    let mut images = images::pack(&programs, wanted)?;
     if options.network == Network::Causeway {
-        images.push(dist::run()?);
+        images.push(match wanted {
+            Use::Cluster => dist::run()?,
+            Use::Specs => dist::for_tests()?,
+        });
     }
     if !Remains::find()?.is_empty() {
         println!("taking down the cluster that is there");
@@ -252,7 +258,7 @@ fn apply(programs: &Programs, manifest: &str) -> Result<()> {
 /// The program with every part of Kubernetes; it is built if it is not there.
 pub(crate) fn kubernetes() -> Result<PathBuf> {
     let _held = programs::lock()?;
-    Ok(Programs::build()?.path(programs::KUBERNETES))
+    Ok(Programs::build(Use::Cluster)?.path(programs::KUBERNETES))
 }
 
 /// Ends everything and removes what it made.

@@ -25,9 +25,43 @@ const FILES: [&str; 2] = [
 /// Builds all of it into `target/dist`; gives back the image's archive.
 pub(crate) fn run() -> Result<PathBuf> {
     let start = Instant::now();
-    let built = build()?;
     let folder = workspace::target().join("dist");
-    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let archive = image(&build()?, &folder)?;
+    for file in FILES {
+        let from = workspace::root().join(file);
+        let name = from.file_name().context("a file has a name")?.to_owned();
+        copy(&from, &folder.join(name))?;
+    }
+    println!("dist: {:.0} s", start.elapsed().as_secs_f64());
+    for entry in fs::read_dir(&folder).context("cannot list what was built")? {
+        let entry = entry?;
+        let bytes = entry.metadata()?.len();
+        println!("{:>8} KiB  {}", bytes / 1024, entry.path().display());
+    }
+    Ok(archive)
+}
+
+/// The image with the executables that tests start: those that a user gets, less optimised, and
+/// sooner there. The kernel programs in them are the same.
+pub(crate) fn for_tests() -> Result<PathBuf> {
+    let Some(target) = process::target_for_tests() else {
+        // They need shared libraries.
+        return run();
+    };
+    let mut cargo = process::cargo_for_tests("build");
+    for (package, name) in EXECUTABLES {
+        cargo.args(["--package", package, "--bin", name]);
+    }
+    process::run(&mut cargo)?;
+    image(
+        &workspace::target().join(target).join("debug"),
+        &workspace::target().join("dist-for-tests"),
+    )
+}
+
+/// Puts these executables into an image in `folder`.
+fn image(built: &Path, folder: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for (_, name) in EXECUTABLES {
         // A fifth of the size; what goes wrong is told in words, not in frames of a stack.
         process::quiet(
@@ -36,11 +70,6 @@ pub(crate) fn run() -> Result<PathBuf> {
                 .arg(folder.join(name))
                 .arg(built.join(name)),
         )?;
-    }
-    for file in FILES {
-        let from = workspace::root().join(file);
-        let name = from.file_name().context("a file has a name")?.to_owned();
-        copy(&from, &folder.join(name))?;
     }
     let archive = folder.join("causeway-image.tar");
     let program = |name: &str| Entry::Program(name.to_owned(), folder.join(name));
@@ -51,12 +80,6 @@ pub(crate) fn run() -> Result<PathBuf> {
         ..Image::default()
     }
     .write(&archive)?;
-    println!("dist: {:.0} s", start.elapsed().as_secs_f64());
-    for entry in fs::read_dir(&folder).context("cannot list what was built")? {
-        let entry = entry?;
-        let bytes = entry.metadata()?.len();
-        println!("{:>8} KiB  {}", bytes / 1024, entry.path().display());
-    }
     Ok(archive)
 }
 

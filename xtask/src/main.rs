@@ -14,6 +14,7 @@ mod toolchain;
 mod binaries;
 mod ci;
 mod cluster;
+mod conformance;
 mod dist;
 mod doctor;
 mod gates;
@@ -100,6 +101,8 @@ enum Verb {
         #[command(subcommand)]
         verb: cluster::Verb,
     },
+    /// Run upstream's specs of SIG Network on such a cluster, and write docs/conformance.json
+    Conformance(conformance::Options),
     /// What CI runs: set-up, lint, all tests, verifier budget, kernels in virtual machines
     Ci,
 }
@@ -142,6 +145,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
             dist::run()?;
         }
         Verb::Cluster { verb } => return cluster::run(verb),
+        Verb::Conformance(options) => return conformance::run(&options),
         Verb::Ci => return Ok(ci::run()),
     }
     Ok(ExitCode::SUCCESS)

@@ -24,13 +24,17 @@ pub(crate) fn cargo() -> Command {
 pub(crate) fn cargo_for_tests(verb: &str) -> Command {
     let mut command = cargo();
     command.arg(verb);
-    // With the target named, build scripts and macros stay as they are.
-    if env::consts::ARCH == "x86_64" {
+    if let Some(target) = target_for_tests() {
         command
             .env("RUSTFLAGS", "-Ctarget-feature=+crt-static")
-            .args(["--target", "x86_64-unknown-linux-gnu"]);
+            .args(["--target", target]);
     }
     command
+}
+
+/// With the target named, build scripts and macros stay as they are.
+pub(crate) fn target_for_tests() -> Option<&'static str> {
+    (env::consts::ARCH == "x86_64").then_some("x86_64-unknown-linux-gnu")
 }
 
 /// Any other program; what it reads on standard input is empty.

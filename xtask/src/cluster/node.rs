@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::host::Host;
 use super::identity::{Identities, Person};
+use super::images::PAUSE_IMAGE;
 use super::layout::{DNS_SERVICE, Place};
-use super::programs::{PAUSE_IMAGE, Programs};
+use super::programs::Programs;
 use crate::process;
 
 /// Where containerd looks for network plugins, and for which to use.
@@ -112,6 +113,8 @@ conf_dir = "{PLUGIN_CONFIGURATION}"
             // `host.sh` stands in for what it would set.
             "protectKernelDefaults": true,
             "evictionHard": { "imagefs.available": "0%", "nodefs.available": "0%" },
+            // Of images that cannot be fetched again, none is to go when the disk is full.
+            "imageGCHighThresholdPercent": 100,
             "maxPods": 200,
             "syncFrequency": "10s",
         });

@@ -8,68 +8,98 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::image::{self, Entry, Image};
-use crate::{process, workspace};
+use crate::{image, process, workspace};
 
 /// Every part of Kubernetes.
 pub(crate) const KUBERNETES: &str = "kubernetes";
 /// Answers and asks, in pods: what upstream's own tests use.
-const AGNHOST: &str = "agnhost";
+pub(crate) const AGNHOST: &str = "agnhost";
 /// Holds a pod's namespaces.
-const PAUSE: &str = "pause";
+pub(crate) const PAUSE: &str = "pause";
 /// The cluster's name server.
-const COREDNS: &str = "coredns";
+pub(crate) const COREDNS: &str = "coredns";
 
-/// The image of a pod's sandbox.
-pub(crate) const PAUSE_IMAGE: &str = "registry.k8s.io/pause:3.10.2";
-/// The image of pods that answer and ask; its name is that in upstream's tests.
-pub(crate) const AGNHOST_IMAGE: &str = "registry.k8s.io/e2e-test-images/agnhost:2.66.1";
-/// The name server's image.
-pub(crate) const COREDNS_IMAGE: &str = "registry.k8s.io/coredns/coredns:v1.15.0";
+/// Upstream's end-to-end suite, and what runs its specs.
+pub(crate) const SUITE: &str = "e2e.test";
+pub(crate) const GINKGO: &str = "ginkgo";
+/// Sends what trips a kernel that takes answers beyond a window for new connections.
+pub(crate) const REGRESSION: &str = "regression-issue-74839";
 
 /// The oldest Go with which the modules build: the `go` lines of their `go.mod`.
 const GO: (u32, u32) = (1, 26);
 
+/// What the programs are wanted for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Use {
+    /// A cluster that works.
+    Cluster,
+    /// And upstream's specs.
+    Specs,
+}
+
 struct Program {
     name: &'static str,
+    wanted: Use,
     /// The module's folder, below `tests/cluster`.
     module: &'static str,
+    /// For a test's executable, the folder with it.
     package: &'static str,
     /// A guess, for the person who waits.
     minutes: &'static str,
 }
 
 /// In the order in which they are wanted first.
-const PROGRAMS: [Program; 4] = [
+const PROGRAMS: [Program; 7] = [
     Program {
         name: KUBERNETES,
+        wanted: Use::Cluster,
         module: "",
         package: ".",
         minutes: "about 7 minutes",
     },
     Program {
         name: PAUSE,
+        wanted: Use::Cluster,
         module: "",
         package: "./pause",
         minutes: "seconds",
     },
     Program {
         name: COREDNS,
+        wanted: Use::Cluster,
         module: "coredns",
         package: ".",
         minutes: "about 2 minutes",
     },
     Program {
         name: AGNHOST,
+        wanted: Use::Cluster,
         module: "",
         package: "k8s.io/kubernetes/test/images/agnhost",
         minutes: "a minute",
     },
+    Program {
+        name: SUITE,
+        wanted: Use::Specs,
+        module: "",
+        package: "./e2e",
+        minutes: "about 2 minutes",
+    },
+    Program {
+        name: GINKGO,
+        wanted: Use::Specs,
+        module: "",
+        package: "github.com/onsi/ginkgo/v2/ginkgo",
+        minutes: "seconds",
+    },
+    Program {
+        name: REGRESSION,
+        wanted: Use::Specs,
+        module: "",
+        package: "k8s.io/kubernetes/test/images/regression-issue-74839",
+        minutes: "seconds",
+    },
 ];
-
-/// Names of `busybox` in images. Those that look up names are left out: a static C library crashes
-/// in an image without its shared parts.
-const APPLETS: [&str; 6] = ["cat", "grep", "ip", "ls", "sh", "sleep"];
 
 /// The folder with all programs and images.
 #[derive(Clone, Debug)]
@@ -77,21 +107,19 @@ pub(crate) struct Programs(PathBuf);
 
 impl Programs {
     /// Builds what is not there yet.
-    pub(crate) fn build() -> Result<Self> {
+    pub(crate) fn build(wanted: Use) -> Result<Self> {
         let go = go_version()?;
         let folder = workspace::cache()?
             .join("cluster/programs")
             .join(key(&modules(), &go)?);
         fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-        for program in &PROGRAMS {
+        for program in PROGRAMS.iter().filter(|program| program.wanted <= wanted) {
             let path = folder.join(program.name);
             if !path.is_file() {
                 program.build(&path)?;
             }
         }
-        let programs = Self(folder);
-        programs.pack()?;
-        Ok(programs)
+        Ok(Self(folder))
     }
 
     /// What was built before, if it is what these sources make.
@@ -117,53 +145,6 @@ impl Programs {
         command.arg(part);
         command
     }
-
-    /// The images, as archives.
-    pub(crate) fn images(&self) -> Vec<PathBuf> {
-        [PAUSE, AGNHOST, COREDNS]
-            .map(|name| self.image(name))
-            .into()
-    }
-
-    /// What is in images is chosen in this file.
-    fn image(&self, name: &str) -> PathBuf {
-        let chosen = short(include_bytes!("programs.rs"));
-        self.0.join(format!("{name}-{chosen}.tar"))
-    }
-
-    /// Makes the images from the programs.
-    fn pack(&self) -> Result<()> {
-        let program = |name: &str| Entry::Program(name.to_owned(), self.path(name));
-        let simple = |name: &str, image: &str| Image {
-            names: vec![image.to_owned()],
-            entrypoint: vec![format!("/{name}")],
-            entries: vec![program(name)],
-            ..Image::default()
-        };
-        let mut agnhost = simple(AGNHOST, AGNHOST_IMAGE);
-        // Upstream's tests start it without arguments, and expect that it waits.
-        agnhost.command = vec!["pause".to_owned()];
-        agnhost.entries.extend([
-            Entry::Folder("bin".to_owned(), 0o755),
-            Entry::Folder("tmp".to_owned(), 0o1777),
-            Entry::Program("bin/busybox".to_owned(), PathBuf::from("/bin/busybox")),
-        ]);
-        agnhost
-            .entries
-            .extend(APPLETS.map(|name| Entry::Link(format!("bin/{name}"), "busybox".to_owned())));
-        let images = [
-            (PAUSE, simple(PAUSE, PAUSE_IMAGE)),
-            (AGNHOST, agnhost),
-            (COREDNS, simple(COREDNS, COREDNS_IMAGE)),
-        ];
-        for (name, image) in images {
-            let archive = self.image(name);
-            if !archive.is_file() {
-                image.write(&archive)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 impl Program {
@@ -176,12 +157,17 @@ impl Program {
         let module = modules().join(self.module);
         let partial = to.with_extension("partial");
         let mut flags = "-s -w".to_owned();
-        if self.name == KUBERNETES {
+        if matches!(self.name, KUBERNETES | SUITE) {
             flags.push_str(&version_flags(&module)?);
         }
+        let mut go = go(&module);
+        if self.name == SUITE {
+            go.args(["test", "-c"]);
+        } else {
+            go.arg("build");
+        }
         process::run(
-            go(&module)
-                .args(["build", "-trimpath", "-ldflags", &flags, "-o"])
+            go.args(["-trimpath", "-ldflags", &flags, "-o"])
                 .arg(&partial)
                 .arg(self.package),
         )?;
@@ -204,6 +190,13 @@ fn version_flags(module: &Path) -> Result<String> {
     Ok(format!(
         " -X {package}.gitVersion={version} -X {package}.gitMajor={major} -X {package}.gitMinor={minor}"
     ))
+}
+
+/// Upstream's source, where Go keeps it.
+pub(crate) fn upstream() -> Result<PathBuf> {
+    let folder =
+        process::quiet(go(&modules()).args(["list", "-m", "-f", "{{.Dir}}", "k8s.io/kubernetes"]))?;
+    Ok(PathBuf::from(folder.trim()))
 }
 
 /// Go in a module; nothing that it makes needs a C library or compiler.
@@ -257,6 +250,7 @@ fn key(modules: &Path, go: &str) -> Result<String> {
         "go.sum",
         "main.go",
         "pause/main.go",
+        "e2e/e2e_test.go",
         "coredns/go.mod",
         "coredns/go.sum",
         "coredns/main.go",
@@ -269,7 +263,7 @@ fn key(modules: &Path, go: &str) -> Result<String> {
     Ok(short(&parts))
 }
 
-fn short(bytes: &[u8]) -> String {
+pub(crate) fn short(bytes: &[u8]) -> String {
     let mut digest = image::digest(bytes);
     digest.truncate(16);
     digest

@@ -9,7 +9,7 @@ use serde::Deserialize;
 
 use super::host::Host;
 use super::layout::{PREFIX, Place};
-use super::programs::Programs;
+use super::programs::{Programs, Use};
 use super::remains::Remains;
 use super::{Network, Options, control};
 use crate::process;
@@ -27,7 +27,7 @@ pub(crate) fn run(network: Network) -> Result<Tally> {
     let start = Instant::now();
     let options = Options { network, nodes: 2 };
     check(&mut tally, "comes up", || {
-        super::up(options)?;
+        super::up(options, Use::Cluster)?;
         let programs = Programs::built()?;
         super::apply(&programs, MANIFEST)?;
         process::quiet(control::kubectl(&programs)?.args([

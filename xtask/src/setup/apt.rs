@@ -96,6 +96,11 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "busybox-static",
         "the shell in test images",
     ),
+    (Purpose::Cluster, "bind9-dnsutils", "dig in test images"),
+    (Purpose::Cluster, "netcat-openbsd", "nc in test images"),
+    (Purpose::Cluster, "iperf", "throughput in test images"),
+    (Purpose::Cluster, "socat", "UDP clients in test images"),
+    (Purpose::Cluster, "wget", "HTTP clients in test images"),
     (
         Purpose::All,
         "git",
