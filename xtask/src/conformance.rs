@@ -100,7 +100,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     write(&rows)?;
     let tally = show(&report);
     println!("\n{:.0} s", start.elapsed().as_secs_f64());
-    Ok(suite::close(tally))
+    Ok(suite::close(&tally))
 }
 
 /// Names of specs that are left out, and why.
