@@ -467,8 +467,8 @@ impl Engine {
         let services = &plan.objects;
         self.sweeper.retain(|id| services.contains_key(&id), alive);
         let counted = self.sweeper.totals().services.keys();
-        let named = |id: &u32| Some((*id, Arc::clone(services.get(id)?)));
-        let names = Arc::new(counted.filter_map(named).collect());
+        let name = |id: &u32| Some((*id, Arc::clone(services.get(id)?)));
+        let names = Arc::new(counted.filter_map(name).collect());
         let ops: Vec<Op> = clear_filter(&self.observed, plan, &filter);
         // What fails is found again by the next sweep.
         apply::apply(&self.maps, &ops, &mut self.observed);

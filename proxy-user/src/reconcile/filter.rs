@@ -89,12 +89,12 @@ impl FilterNeeds {
         kind: FilterKind,
         address: &A,
         filter: &mut FilterWords,
-    ) -> Option<u32> {
+    ) -> u32 {
         let (word, bit) = filter_position(kind, address);
         let count = self.0.entry((word, bit.trailing_zeros())).or_default();
         *count += 1;
         *filter.0.entry(word).or_default() |= bit;
-        Some(word)
+        word
     }
 
     /// The opposite of [`add`](Self::add).
@@ -122,8 +122,8 @@ impl FilterNeeds {
     ) -> Option<u32> {
         let kind = FilterKind::Source;
         match backend.family {
-            4 => self.add(kind, &Addr4::narrow(&backend.address), filter),
-            6 => self.add(kind, &Addr6::narrow(&backend.address), filter),
+            4 => Some(self.add(kind, &Addr4::narrow(&backend.address), filter)),
+            6 => Some(self.add(kind, &Addr6::narrow(&backend.address), filter)),
             _ => None,
         }
     }
@@ -149,7 +149,7 @@ impl FilterNeeds {
             .then(|| self.add(kind, &device.source_v4, filter));
         let v6 = (device.source_v6 != Addr6::default())
             .then(|| self.add(kind, &device.source_v6, filter));
-        [v4.flatten(), v6.flatten()].into_iter().flatten()
+        v4.into_iter().chain(v6)
     }
 
     /// The opposite of [`add_device`](Self::add_device).

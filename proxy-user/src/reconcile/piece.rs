@@ -174,7 +174,7 @@ impl Compiler<'_> {
                     service,
                     address: v6.into(),
                 }),
-            };
+            }
         }
     }
 

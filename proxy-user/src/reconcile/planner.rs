@@ -284,12 +284,12 @@ impl Planner {
         for (key, service) in &piece.services_v4 {
             plan.services_v4.insert(*key, *service);
             extent.service_v4(*key);
-            extent.words(needs.add(destination, &key.address, &mut plan.filter));
+            extent.words([needs.add(destination, &key.address, &mut plan.filter)]);
         }
         for (key, service) in &piece.services_v6 {
             plan.services_v6.insert(*key, *service);
             extent.service_v6(*key);
-            extent.words(needs.add(destination, &key.address, &mut plan.filter));
+            extent.words([needs.add(destination, &key.address, &mut plan.filter)]);
         }
     }
 
@@ -353,7 +353,7 @@ impl Planner {
                 }
                 if let Some(flags) = flags {
                     plan.addresses_v4.insert(key, flags);
-                    extent.words(needs.add(destination, &key, filter));
+                    extent.words([needs.add(destination, &key, filter)]);
                 }
             }
             IpAddr::V6(v6) => {
@@ -363,7 +363,7 @@ impl Planner {
                 }
                 if let Some(flags) = flags {
                     plan.addresses_v6.insert(key, flags);
-                    extent.words(needs.add(destination, &key, filter));
+                    extent.words([needs.add(destination, &key, filter)]);
                 }
             }
         }

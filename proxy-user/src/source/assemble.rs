@@ -98,7 +98,7 @@ impl Assembly {
             }
         }
         for key in dirty.services {
-            self.make_service(key);
+            self.make_service(&key);
         }
         for object in dirty.pods {
             self.make_pod(object);
@@ -188,12 +188,12 @@ impl Assembly {
             .collect()
     }
 
-    fn make_service(&mut self, key: ServiceKey) {
-        let Some(parts) = self.services.get_mut(&key) else {
+    fn make_service(&mut self, key: &ServiceKey) {
+        let Some(parts) = self.services.get_mut(key) else {
             return;
         };
         let old = take(&mut self.state, &mut parts.made);
-        self.checked.remove(&key);
+        self.checked.remove(key);
         let slices = parts.slices.values().filter_map(|slice| match &**slice {
             Object::Slice(slice) => Some(slice),
             _ => None,
@@ -204,14 +204,14 @@ impl Assembly {
                     self.checked.insert(key.clone());
                 }
                 let slices: Vec<&SliceObject> = slices.collect();
-                let ports = service_ports(service, &slices, &self.policy, &mut parts.made.notices);
-                put(&mut self.state, &mut parts.made, old, ports);
+                let made = service_ports(service, &slices, &self.policy, &mut parts.made.notices);
+                put(&mut self.state, &mut parts.made, old, made);
             }
             _ => parts.made.notices.extend(slices.map(without_service)),
         }
-        note(&mut self.told.0, &key, &parts.made);
+        note(&mut self.told.0, key, &parts.made);
         if parts.service.is_none() && parts.slices.is_empty() {
-            self.services.remove(&key);
+            self.services.remove(key);
         }
     }
 

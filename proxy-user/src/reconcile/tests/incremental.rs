@@ -265,7 +265,7 @@ proptest! {
     }
 }
 
-/// Runs of the test above come to what it is about: tables fill up, and most rounds are of a part.
+/// A change is a part of the plan, and a frontend that is given up goes to who claims it besides.
 #[test]
 fn one_service_of_many_is_a_small_part() {
     let all = (0..50_u8).map(|i| {
