@@ -24,7 +24,7 @@ use self::{
     file::{Known, ManifestFile},
     saved::{Copies, Part},
 };
-use super::assemble::{Assembly, Policy};
+use super::assemble::{self, Policy};
 use super::snapshot::{Counts, Snapshot};
 use crate::model::{Notice, ObjectRef, Origin, Severity, Unknown};
 pub use saved::SaveError;
@@ -56,7 +56,7 @@ impl CopyJob {
 #[derive(Debug)]
 pub struct Manifests {
     root: PathBuf,
-    assembly: Assembly,
+    policy: Policy,
     files: BTreeMap<PathBuf, ManifestFile>,
     copies: Option<Copies>,
     /// Files that are no more, and whose copies are still there.
@@ -70,10 +70,10 @@ pub struct Manifests {
 impl Manifests {
     /// A directory, or a single file. Nothing is read yet.
     #[must_use]
-    pub fn new(root: PathBuf, policy: Policy) -> Self {
+    pub const fn new(root: PathBuf, policy: Policy) -> Self {
         Self {
             root,
-            assembly: Assembly::new(policy),
+            policy,
             files: BTreeMap::new(),
             copies: None,
             gone: BTreeSet::new(),
@@ -189,8 +189,8 @@ impl Manifests {
         }
         let objects = known
             .iter()
-            .map(|(object, known)| (*object, &known.content));
-        let (mut state, remarks) = self.assembly.assemble(objects);
+            .map(|(object, known)| (*object, &*known.content));
+        let (mut state, remarks) = assemble::assemble(objects, &self.policy);
         unknown.sort();
         unknown.dedup();
         state.unknown = unknown;
