@@ -27,7 +27,7 @@ use crate::kernel::sysctl::{Finding, Sysctl};
 use crate::model::Notice;
 use crate::pod_network::PodNetwork;
 use crate::reconcile::{
-    Allocation, Facts, Observed, Op, Options, Plan, carry, clear_filter, compile, diff,
+    Allocation, Facts, Observed, Op, Options, Planner, QUARANTINE, clear_filter, diff, diff_part,
 };
 use crate::source::snapshot::Snapshot;
 
@@ -77,7 +77,7 @@ pub struct Engine {
     attachments: Attachments,
     allocation: Allocation,
     observed: Observed,
-    plan: Arc<Plan>,
+    planner: Planner,
     sweeper: Sweeper,
     clock: Clock,
     /// What the source gave.
@@ -86,7 +86,13 @@ pub struct Engine {
     snapshot: Arc<Snapshot>,
     pods: PodNetwork,
     unconfirmed: Unconfirmed,
-    /// What the maps were last written by; none: they must be written.
+    /// What is desired has changed since it was planned.
+    changed: bool,
+    /// A table was full.
+    exhausted: bool,
+    /// When numbers that rest were last looked at.
+    released: Option<Instant>,
+    /// By which facts the maps hold what was planned; none: all of them must be compared.
     written: Option<Facts>,
     notices: Arc<Vec<Notice>>,
     /// Devices whose settings have been looked after.
@@ -149,13 +155,16 @@ impl Engine {
             attachments: Attachments::new(folder, programs, tc),
             allocation,
             observed,
-            plan: Arc::default(),
+            planner: Planner::default(),
             sweeper: Sweeper::new(config.timeouts, clock, ticks),
             clock,
             given: Arc::default(),
             snapshot: Arc::default(),
             pods,
             unconfirmed,
+            changed: true,
+            exhausted: false,
+            released: None,
             written: None,
             notices: Arc::default(),
             settled: BTreeSet::new(),
@@ -191,16 +200,18 @@ impl Engine {
 
     fn merge(&mut self) {
         self.snapshot = self.pods.with_host_ports(&self.given, &self.config.node);
-        self.written = None;
+        self.changed = true;
     }
 
-    /// Reads the maps anew, so that the next round finds what others have changed in them.
+    /// Reads the maps anew, so that the next round finds what others have changed in them. That
+    /// round also compiles everything anew and compares all of it.
     pub fn reread(&mut self) -> Result<(), RoundError> {
+        self.planner.forget();
+        self.written = None;
         let observed = observe::observe(&self.maps)?;
         if observed != self.observed {
             tracing::warn!("the maps were changed by somebody else; they are put right");
             self.observed = observed;
-            self.written = None;
         }
         Ok(())
     }
@@ -210,21 +221,18 @@ impl Engine {
         let began = Instant::now();
         self.view
             .proceed(|progress| progress.begin(began, SystemTime::now()));
+        let mut outcome = self.write_at_once()?;
         if self.pods.read() {
             self.merge();
         }
         let mut look = self.look()?;
-        let mut outcome = self.write(&look.facts)?;
+        outcome = outcome.then(self.write(&look.facts)?);
         let mut attached = self.attachments.sync(&look.targets)?;
         // An attachment may change what a device can do, which is a fact.
         let after = self.look()?;
         if after.facts != look.facts {
             look = after;
-            let again = self.write(&look.facts)?;
-            outcome = Outcome {
-                done: outcome.done + again.done,
-                ..again
-            };
+            outcome = outcome.then(self.write(&look.facts)?);
             attached = self.attachments.sync(&look.targets)?;
         }
         let Look {
@@ -252,39 +260,63 @@ impl Engine {
         Ok(Look::at(&self.config, &devices, self.clock))
     }
 
-    /// Compiles, and writes what differs; does nothing if nothing can.
+    /// What the source has given goes into the maps before anything else is looked at: of what has
+    /// happened to devices meanwhile the kernel tells, and the round goes on with a look at them.
+    pub fn write_at_once(&mut self) -> Result<Outcome, RoundError> {
+        match self.written.clone() {
+            Some(facts) if self.changed => self.write(&facts),
+            _ => Ok(Outcome::default()),
+        }
+    }
+
+    /// Plans, and writes what differs; does nothing if nothing can.
     fn write(&mut self, facts: &Facts) -> Result<Outcome, RoundError> {
         let now = Instant::now();
-        let resting_is_over = self.allocation.next_release().is_some_and(|at| at <= now);
-        if self.written.as_ref() == Some(facts) && !resting_is_over {
+        let same = self.written.as_ref() == Some(facts);
+        // Who looks for numbers that rest takes his time, unless somebody waits for them.
+        let rested = (self.exhausted || !self.changed) && self.release(now);
+        if same && !self.changed && !(rested && self.exhausted) {
             return Ok(Outcome::default());
         }
-        // The kernel takes a device that goes out of the maps that XDP sends by.
-        observe::observe_devices(&self.maps, &mut self.observed)?;
-        self.allocation.release(&self.observed, now);
+        if !same {
+            // The kernel takes a device that goes out of the maps that XDP sends by.
+            observe::observe_devices(&self.maps, &mut self.observed)?;
+        }
         let options = Options {
             held: self.unconfirmed.held(&self.snapshot.state),
             ..self.config.options()
         };
-        let (mut plan, mut report) = compile(
-            &self.snapshot.state,
-            facts,
-            &options,
-            &mut self.allocation,
-            now,
-        );
-        carry(&self.observed, &options.held, &mut plan);
-        report.notices.extend(unconfirmed::notice(&options.held));
-        let ops = diff(&self.observed, &plan);
+        let numbers = &mut self.allocation;
+        let state = &self.snapshot.state;
+        let update = self.planner.update(state, facts, &options, numbers, now);
+        self.planner.carry(&self.observed, &options.held);
+        let plan = self.planner.plan();
+        let ops = match self.written {
+            Some(_) => diff_part(&self.observed, plan, &update.extent),
+            None => diff(&self.observed, plan),
+        };
         let outcome = apply::apply(&self.maps, &ops, &mut self.observed);
         for failure in outcome.failures.iter().take(10) {
             tracing::warn!(op = ?failure.op, error = %failure.source, "a map could not be written; will be tried again");
         }
-        self.plan = Arc::new(plan);
-        self.notices = Arc::new(self.all_notices(report.notices));
         let whole = outcome.failures.is_empty() && outcome.waiting == 0;
         self.written = whole.then(|| facts.clone());
+        self.changed = false;
+        let mut report = update.report;
+        self.exhausted = report.exhausted;
+        report.notices.extend(unconfirmed::notice(&options.held));
+        self.notices = Arc::new(self.all_notices(report.notices));
         Ok(outcome)
+    }
+
+    /// Gives out numbers again that have rested, if there are any. Says whether there were.
+    fn release(&mut self, now: Instant) -> bool {
+        let due = self.next_release().is_some_and(|at| at <= now);
+        if due {
+            self.allocation.release(&self.observed, now);
+            self.released = Some(now);
+        }
+        due
     }
 
     /// The remarks of compiling and those of the source.
@@ -340,8 +372,8 @@ impl Engine {
             Err(error) => tracing::warn!(%error, "ports for translation are not reserved"),
         }
         self.sysctl.findings(
-            !self.plan.services_v4.is_empty(),
-            !self.plan.services_v6.is_empty(),
+            !self.planner.plan().services_v4.is_empty(),
+            !self.planner.plan().services_v6.is_empty(),
         )
     }
 
@@ -389,12 +421,15 @@ impl Engine {
             tracing::warn!(problem = %finding.problem, remedy = %finding.remedy, "services may not work");
         }
         drop(known);
-        let (plan, snapshot) = (Arc::clone(&self.plan), Arc::clone(&self.snapshot));
+        let snapshot = Arc::clone(&self.snapshot);
+        let services = self.planner.plan().objects.len();
+        let backends = self.allocation.live_backends();
         let (config, notices) = (Arc::clone(&self.config), Arc::clone(&self.notices));
         self.view.change(move |current| {
             current.config = config;
             current.snapshot = snapshot;
-            current.plan = plan;
+            current.services = services;
+            current.backends = backends;
             current.notices = notices;
             current.facts = Arc::new(facts);
             current.attached = attached;
@@ -404,10 +439,13 @@ impl Engine {
         });
     }
 
-    /// When numbers that rest can be given out again; none: nothing waits for that.
+    /// When numbers that rest can be given out again; none: nothing waits for that. Not sooner after
+    /// the last time than they rest: where changes follow each other some have always just rested.
     #[must_use]
     pub fn next_release(&self) -> Option<Instant> {
-        self.allocation.next_release()
+        let rested = self.allocation.next_release()?;
+        let earliest = self.released.map(|at| at + QUARANTINE);
+        earliest.max(Some(rested))
     }
 
     /// How long until the next sweep.
@@ -425,9 +463,13 @@ impl Engine {
                 .is_some_and(|backend| backend.generation == generation)
         };
         let (swept, filter) = self.sweeper.sweep(&self.maps, alive)?;
-        let services = &self.plan.objects;
+        let plan = self.planner.plan();
+        let services = &plan.objects;
         self.sweeper.retain(|id| services.contains_key(&id), alive);
-        let ops: Vec<Op> = clear_filter(&self.observed, &self.plan, &filter);
+        let counted = self.sweeper.totals().services.keys();
+        let name = |id: &u32| Some((*id, Arc::clone(services.get(id)?)));
+        let names = Arc::new(counted.filter_map(name).collect());
+        let ops: Vec<Op> = clear_filter(&self.observed, plan, &filter);
         // What fails is found again by the next sweep.
         apply::apply(&self.maps, &ops, &mut self.observed);
         let totals = Arc::new(self.sweeper.totals().clone());
@@ -442,6 +484,7 @@ impl Engine {
             }
             current.swept = swept;
             current.totals = totals;
+            current.names = names;
         });
         Ok(())
     }
@@ -454,7 +497,8 @@ fn first_picture(config: &Arc<Config>, features: Features) -> Current {
         started: SystemTime::now(),
         features,
         snapshot: Arc::default(),
-        plan: Arc::default(),
+        services: 0,
+        backends: 0,
         notices: Arc::default(),
         unserved: Arc::default(),
         facts: Arc::default(),
@@ -464,5 +508,6 @@ fn first_picture(config: &Arc<Config>, features: Features) -> Current {
         pending: Vec::new(),
         swept: Swept::default(),
         totals: Arc::new(Totals::default()),
+        names: Arc::default(),
     }
 }

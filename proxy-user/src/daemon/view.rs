@@ -1,5 +1,6 @@
 //! What others may know of the daemon: a picture that is replaced as a whole after each round.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
@@ -15,7 +16,7 @@ use crate::dataplane::{Features, Maps, PinFolder};
 use crate::health::Probes;
 use crate::kernel::sysctl::Finding;
 use crate::model::Notice;
-use crate::reconcile::{Facts, Plan};
+use crate::reconcile::Facts;
 use crate::source::snapshot::Snapshot;
 
 /// An operation that is still to be done.
@@ -55,8 +56,10 @@ pub struct Current {
     pub features: Features,
     /// What the source gave last.
     pub snapshot: Arc<Snapshot>,
-    /// What the maps shall hold.
-    pub plan: Arc<Plan>,
+    /// How many service ports the maps shall hold.
+    pub services: usize,
+    /// How many of their backends.
+    pub backends: usize,
     /// What is to be told: the source's remarks and those of compiling.
     pub notices: Arc<Vec<Notice>>,
     /// What cannot be served over HTTP: health checks of Services, and the daemon's own pages.
@@ -75,6 +78,8 @@ pub struct Current {
     pub swept: Swept,
     /// What services and backends have carried.
     pub totals: Arc<Totals>,
+    /// Names of the services that have carried something, by id.
+    pub names: Arc<BTreeMap<u32, Arc<str>>>,
 }
 
 impl Current {

@@ -30,6 +30,17 @@ pub struct Outcome {
     pub failures: Vec<Failure>,
 }
 
+impl Outcome {
+    /// As it is after another go, which has tried again what failed.
+    #[must_use]
+    pub fn then(self, next: Self) -> Self {
+        Self {
+            done: self.done + next.done,
+            ..next
+        }
+    }
+}
+
 /// Applies `ops` in order, and takes note in `observed` of each that succeeded.
 ///
 /// After a failure, later operations of the same service wait for the next round; all others go on.

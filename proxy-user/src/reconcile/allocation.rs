@@ -1,7 +1,7 @@
 //! Numbers for services, backends and slots, which stay the same as long as they are right.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque, hash_map::Entry},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use proxy_common::{
 
 use super::{
     Held, Observed, SlotRange,
+    piece::Piece,
     ranges::{FreeRanges, Range},
 };
 
@@ -116,6 +117,22 @@ struct Record {
     generation: u32,
     service: u32,
     live: bool,
+}
+
+impl Record {
+    fn give_up(&mut self) {
+        self.live = false;
+        self.generation = self.generation.wrapping_add(1).max(1);
+    }
+
+    /// As it must stand in the map once it was given up.
+    fn as_backend(self) -> Backend {
+        Backend {
+            generation: self.generation,
+            service: self.service,
+            ..Backend::default()
+        }
+    }
 }
 
 /// Which numbers are in use for what.
@@ -263,6 +280,12 @@ impl Allocation {
                 self.resting_slots.push_back((since, range));
             }
         }
+    }
+
+    /// How many backends are in use.
+    #[must_use]
+    pub fn live_backends(&self) -> usize {
+        self.backends.len()
     }
 
     /// When [`release`](Self::release) may find something to do; none: nothing is resting.
@@ -431,6 +454,53 @@ impl Allocation {
         }
     }
 
+    /// The same for one service port, which had all this: gives up what of it wasn't asked for.
+    /// Returns the records of backends that were given up.
+    pub(super) fn finish_port(
+        &mut self,
+        name: &Arc<str>,
+        had: &Piece,
+        now: Instant,
+    ) -> Vec<(u32, Backend)> {
+        let round = self.round;
+        let Some(service) = had.id else {
+            return Vec::new();
+        };
+        let stale = |entry: &Owned<u32>| entry.round != round;
+        if self.ids.get(name).is_some_and(stale) {
+            self.ids.remove(name);
+            self.ids_used.remove(&service);
+        }
+        let mut given_up = Vec::new();
+        for (index, backend) in &had.backends {
+            let key = BackendKey::of(backend);
+            if self.backends.get(&key).is_some_and(stale) {
+                self.backends.remove(&key);
+                if let Some(record) = self.records.get_mut(index) {
+                    record.give_up();
+                    given_up.push((*index, record.as_backend()));
+                }
+                self.resting_backends.push_back((now, *index));
+            }
+        }
+        for family in [4, 6] {
+            for set in [SlotSet::Cluster, SlotSet::Local] {
+                let key = SlotKey {
+                    service,
+                    family,
+                    set,
+                };
+                if let Entry::Occupied(entry) = self.slots.entry(key)
+                    && entry.get().round != round
+                {
+                    let owned = entry.remove();
+                    self.rest_slots(&owned.value, now);
+                }
+            }
+        }
+        given_up
+    }
+
     fn give_up_backends(&mut self, now: Instant) {
         let round = self.round;
         self.backends.retain(|_, owned| owned.round == round);
@@ -441,8 +511,7 @@ impl Allocation {
         let kept: BTreeSet<u32> = self.backends.values().map(|owned| owned.value).collect();
         for (&index, record) in &mut self.records {
             if record.live && !kept.contains(&index) {
-                record.live = false;
-                record.generation = record.generation.wrapping_add(1).max(1);
+                record.give_up();
                 self.resting_backends.push_back((now, index));
             }
         }
@@ -464,21 +533,7 @@ impl Allocation {
         self.records
             .iter()
             .filter(|(_, record)| !record.live)
-            .map(|(index, record)| {
-                let Record {
-                    generation,
-                    service,
-                    ..
-                } = *record;
-                (
-                    *index,
-                    Backend {
-                        generation,
-                        service,
-                        ..Backend::default()
-                    },
-                )
-            })
+            .map(|(index, record)| (*index, record.as_backend()))
     }
 }
 

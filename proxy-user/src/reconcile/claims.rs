@@ -1,12 +1,12 @@
-//! Which service port has which frontend.
+//! Which service port has which frontend: kept up as service ports come, change and go.
 
 use std::{
     collections::{BTreeSet, HashMap, hash_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
-use super::{Facts, facts::is_usable};
-use crate::model::{Frontend, Notice, Reach, ServicePort, Severity, State};
+use crate::model::{Frontend, Notice, Reach, ServiceName, ServicePort, Severity};
 
 /// An address, port and IANA protocol number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -14,15 +14,6 @@ pub(super) struct Claim {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) protocol: u8,
-}
-
-/// Who has a frontend. The lower order wins: a host port of one address before one of all, then
-/// the older object, then the name.
-#[derive(Clone, Copy, Debug)]
-struct Holder<'s> {
-    port: &'s ServicePort,
-    class: u8,
-    access: Access,
 }
 
 /// Who may use a frontend.
@@ -40,7 +31,15 @@ impl Access {
     };
 }
 
-impl Holder<'_> {
+/// A service port that claims a frontend. The lowest order has it: a host port of one address before
+/// one of all, then the older object, then the name.
+#[derive(Clone, Debug)]
+struct Claimant {
+    port: Arc<ServicePort>,
+    class: u8,
+}
+
+impl Claimant {
     fn order(&self) -> (u8, i64, &str) {
         (
             self.class,
@@ -50,231 +49,216 @@ impl Holder<'_> {
     }
 }
 
-/// All frontends of a state on this node.
-pub(super) struct Claims<'s> {
-    holders: HashMap<Claim, Holder<'s>>,
-    node_ports: Vec<IpAddr>,
-    /// Addresses of services alone, with whether they can be reached from everywhere.
-    pub(super) own: HashMap<IpAddr, Reach>,
-    pub(super) notices: Vec<Notice>,
+/// Who has a frontend, and who else claims it, in order. Few are claimed twice.
+#[derive(Clone, Debug)]
+struct Contest {
+    holder: Claimant,
+    others: Vec<Claimant>,
 }
 
-impl<'s> Claims<'s> {
-    /// Settles who has what. `ranges` restrict the addresses that node ports are served on; none:
-    /// all addresses of uplinks.
-    pub(super) fn settle(
-        state: &'s State,
-        facts: &Facts,
-        node: &str,
-        ranges: &[ipnet::IpNet],
-    ) -> Self {
-        let local = facts.local_addresses();
-        let mut own = HashMap::new();
-        for port in state.services.values() {
-            for frontend in &port.frontends {
-                if let Frontend::Address { address, reach, .. } = frontend
-                    && !local.contains(address)
-                {
-                    let known = own.entry(*address).or_insert(*reach);
-                    *known = (*known).max(*reach);
-                }
-            }
+/// Addresses of services, with how many frontends they have for the cluster and for everybody.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ServiceAddresses(HashMap<IpAddr, [u32; 2]>);
+
+impl ServiceAddresses {
+    pub(super) fn add(&mut self, port: &ServicePort) {
+        for (address, reach) in addresses(port) {
+            let counts = self.0.entry(address).or_default();
+            let [cluster, everywhere] = counts;
+            *match reach {
+                Reach::Cluster => cluster,
+                Reach::Everywhere => everywhere,
+            } += 1;
         }
-        let node_ports = node_port_addresses(state, facts, &local, node, ranges);
-        let holders = HashMap::with_capacity(state.services.len());
-        let mut claims = Self {
-            holders,
-            node_ports,
-            own,
-            notices: Vec::new(),
-        };
-        for port in state.services.values() {
-            claims.add_all(port);
-        }
-        claims
     }
 
-    fn add_all(&mut self, port: &'s ServicePort) {
+    pub(super) fn remove(&mut self, port: &ServicePort) {
+        for (address, reach) in addresses(port) {
+            let Entry::Occupied(mut entry) = self.0.entry(address) else {
+                continue;
+            };
+            let [cluster, everywhere] = entry.get_mut();
+            let count = match reach {
+                Reach::Cluster => cluster,
+                Reach::Everywhere => everywhere,
+            };
+            *count = count.saturating_sub(1);
+            if *entry.get() == [0, 0] {
+                entry.remove();
+            }
+        }
+    }
+
+    pub(super) fn contains(&self, address: &IpAddr) -> bool {
+        self.0.contains_key(address)
+    }
+
+    /// From where an address can be reached; none: no service has it.
+    pub(super) fn reach(&self, address: &IpAddr) -> Option<Reach> {
+        let [_, everywhere] = self.0.get(address)?;
+        Some(if *everywhere == 0 {
+            Reach::Cluster
+        } else {
+            Reach::Everywhere
+        })
+    }
+}
+
+/// The addresses of a service port's own, once per frontend.
+pub(super) fn addresses(port: &ServicePort) -> impl Iterator<Item = (IpAddr, Reach)> + '_ {
+    port.frontends.iter().filter_map(|frontend| match frontend {
+        Frontend::Address { address, reach, .. } => Some((*address, *reach)),
+        Frontend::NodePort { .. } | Frontend::HostPort { .. } => None,
+    })
+}
+
+/// All frontends that service ports claim on this node.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Claims {
+    contests: HashMap<Claim, Contest>,
+    /// Those with more than one claimant.
+    contested: BTreeSet<Claim>,
+    /// Where node ports are served.
+    node_ports: Vec<IpAddr>,
+}
+
+impl Claims {
+    /// No claims yet. Node ports are served at these addresses.
+    pub(super) fn new(node_ports: Vec<IpAddr>) -> Self {
+        Self {
+            node_ports,
+            ..Self::default()
+        }
+    }
+
+    /// A service port claims its frontends. Tells who loses one by that.
+    pub(super) fn add(&mut self, port: &Arc<ServicePort>, affected: &mut BTreeSet<ServiceName>) {
+        for (claim, class, _) in self.of(port) {
+            let new = Claimant {
+                port: Arc::clone(port),
+                class,
+            };
+            let contest = match self.contests.entry(claim) {
+                Entry::Vacant(entry) => {
+                    entry.insert(Contest {
+                        holder: new,
+                        others: Vec::new(),
+                    });
+                    continue;
+                }
+                Entry::Occupied(entry) => entry.into_mut(),
+            };
+            self.contested.insert(claim);
+            if new.order() < contest.holder.order() {
+                affected.insert(contest.holder.port.name.clone());
+                let loser = std::mem::replace(&mut contest.holder, new);
+                contest.others.insert(0, loser);
+            } else {
+                let place = contest.others.partition_point(|o| o.order() < new.order());
+                contest.others.insert(place, new);
+            }
+        }
+    }
+
+    /// A service port, as it was added, claims nothing any more. Tells who gets one by that.
+    pub(super) fn remove(&mut self, port: &ServicePort, affected: &mut BTreeSet<ServiceName>) {
+        for (claim, ..) in self.of(port) {
+            let Entry::Occupied(mut entry) = self.contests.entry(claim) else {
+                continue;
+            };
+            let contest = entry.get_mut();
+            if contest.holder.port.name != port.name {
+                contest.others.retain(|other| other.port.name != port.name);
+            } else if contest.others.is_empty() {
+                entry.remove();
+                continue;
+            } else {
+                contest.holder = contest.others.remove(0);
+                affected.insert(contest.holder.port.name.clone());
+            }
+            if contest.others.is_empty() {
+                self.contested.remove(&claim);
+            }
+        }
+    }
+
+    /// What a service port has of what it claims.
+    pub(super) fn held(&self, port: &ServicePort) -> Vec<(Claim, Access)> {
+        let has = |claim: &Claim| {
+            let contest = self.contests.get(claim);
+            contest.is_some_and(|contest| contest.holder.port.name == port.name)
+        };
+        let all = self.of(port).into_iter();
+        all.filter(|(claim, ..)| has(claim))
+            .map(|(claim, _, access)| (claim, access))
+            .collect()
+    }
+
+    /// What is to be told of those who claim what another has.
+    pub(super) fn notices(&self) -> Vec<Notice> {
+        let mut notices = Vec::new();
+        for claim in &self.contested {
+            let Some(Contest { holder, others }) = self.contests.get(claim) else {
+                continue;
+            };
+            let address = SocketAddr::new(claim.address, claim.port);
+            for Claimant { port, .. } in others {
+                let message = format!(
+                    "{address} {} already belongs to {} ({}), which is older or comes first: not \
+                     served here; give one of the two another address or port",
+                    port.protocol, holder.port.name, holder.port.object,
+                );
+                let field = port.field.as_str();
+                notices.push(Notice::new(Severity::Error, &port.object, field, message));
+            }
+        }
+        notices
+    }
+
+    /// What a service port claims, each once, with the class of the claim.
+    fn of(&self, port: &ServicePort) -> Vec<(Claim, u8, Access)> {
+        let mut found = Vec::with_capacity(port.frontends.len());
         let protocol = port.protocol.number();
+        let mut add = |address, port, class, access| {
+            let claim = Claim {
+                address,
+                port,
+                protocol,
+            };
+            found.push((claim, class, access));
+        };
+        let own = |v4: bool| self.node_ports.iter().filter(move |a| a.is_ipv4() == v4);
         for frontend in &port.frontends {
             match *frontend {
                 Frontend::Address {
                     address,
-                    port: number,
+                    port,
                     reach,
                     restricted,
-                } => {
-                    let claim = Claim {
-                        address,
-                        port: number,
-                        protocol,
-                    };
-                    self.add(
-                        claim,
-                        Holder {
-                            port,
-                            class: 0,
-                            access: Access { reach, restricted },
-                        },
-                    );
-                }
-                Frontend::NodePort {
-                    port: number,
-                    v4,
-                    v6,
-                } => {
-                    for index in 0..self.node_ports.len() {
-                        let Some(&address) = self.node_ports.get(index) else {
-                            break;
-                        };
-                        if if address.is_ipv4() { v4 } else { v6 } {
-                            let claim = Claim {
-                                address,
-                                port: number,
-                                protocol,
-                            };
-                            self.add(
-                                claim,
-                                Holder {
-                                    port,
-                                    class: 1,
-                                    access: Access::EVERYBODY,
-                                },
-                            );
-                        }
+                } => add(address, port, 0, Access { reach, restricted }),
+                Frontend::NodePort { port, v4, v6 } => {
+                    let (v4, v6) = (v4.then(|| own(true)), v6.then(|| own(false)));
+                    for address in v4.into_iter().flatten().chain(v6.into_iter().flatten()) {
+                        add(*address, port, 1, Access::EVERYBODY);
                     }
                 }
-                Frontend::HostPort {
-                    address,
-                    port: number,
-                } if address.is_unspecified() => {
-                    for index in 0..self.node_ports.len() {
-                        let Some(&own) = self.node_ports.get(index) else {
-                            break;
-                        };
-                        if own.is_ipv4() == address.is_ipv4() {
-                            let claim = Claim {
-                                address: own,
-                                port: number,
-                                protocol,
-                            };
-                            self.add(
-                                claim,
-                                Holder {
-                                    port,
-                                    class: 3,
-                                    access: Access::EVERYBODY,
-                                },
-                            );
-                        }
+                Frontend::HostPort { address, port } if address.is_unspecified() => {
+                    for own in own(address.is_ipv4()) {
+                        add(*own, port, 3, Access::EVERYBODY);
                     }
                 }
-                Frontend::HostPort {
-                    address,
-                    port: number,
-                } => {
-                    let claim = Claim {
-                        address,
-                        port: number,
-                        protocol,
-                    };
-                    self.add(
-                        claim,
-                        Holder {
-                            port,
-                            class: 2,
-                            access: Access::EVERYBODY,
-                        },
-                    );
-                }
+                Frontend::HostPort { address, port } => add(address, port, 2, Access::EVERYBODY),
             }
         }
-    }
-
-    fn add(&mut self, claim: Claim, holder: Holder<'s>) {
-        let (winner, loser) = match self.holders.entry(claim) {
-            Entry::Vacant(entry) => {
-                entry.insert(holder);
-                return;
+        found.sort_by_key(|(claim, class, _)| (*claim, *class));
+        found.dedup_by(|(claim, _, access), (first, _, whole)| {
+            let same = claim == first;
+            if same {
+                whole.reach = whole.reach.max(access.reach);
+                whole.restricted |= access.restricted;
             }
-            Entry::Occupied(mut entry) if entry.get().port.name == holder.port.name => {
-                let held = &mut entry.get_mut().access;
-                held.reach = held.reach.max(holder.access.reach);
-                held.restricted |= holder.access.restricted;
-                return;
-            }
-            Entry::Occupied(mut entry) => {
-                let held = *entry.get();
-                if holder.order() < held.order() {
-                    entry.insert(holder);
-                    (holder, held)
-                } else {
-                    (held, holder)
-                }
-            }
-        };
-        let Claim { address, port, .. } = claim;
-        let address = std::net::SocketAddr::new(address, port);
-        let message = format!(
-            "{address} {} already belongs to {} ({}), which is older or comes first: not served \
-             here; give one of the two another address or port",
-            loser.port.protocol, winner.port.name, winner.port.object,
-        );
-        let field = loser.port.field.as_str();
-        self.notices.push(Notice::new(
-            Severity::Error,
-            &loser.port.object,
-            field,
-            message,
-        ));
+            same
+        });
+        found
     }
-
-    /// What each service port has, by the port's place in memory.
-    pub(super) fn by_port(&self) -> HashMap<*const ServicePort, Vec<(Claim, Access)>> {
-        let mut by_port: HashMap<*const ServicePort, Vec<(Claim, Access)>> =
-            HashMap::with_capacity(self.holders.len());
-        for (claim, holder) in &self.holders {
-            by_port
-                .entry(std::ptr::from_ref(holder.port))
-                .or_default()
-                .push((*claim, holder.access));
-        }
-        by_port
-    }
-}
-
-/// Where node ports are served: never at an address that belongs to a service, unless the cluster
-/// knows this node by it.
-fn node_port_addresses(
-    state: &State,
-    facts: &Facts,
-    local: &BTreeSet<IpAddr>,
-    node: &str,
-    ranges: &[ipnet::IpNet],
-) -> Vec<IpAddr> {
-    let known = state
-        .nodes
-        .get(node)
-        .map(|node| node.addresses.as_slice())
-        .unwrap_or_default();
-    let mut of_services = BTreeSet::new();
-    for frontend in state.services.values().flat_map(|port| &port.frontends) {
-        if let Frontend::Address { address, .. } = frontend
-            && local.contains(address)
-            && !known.contains(address)
-        {
-            of_services.insert(*address);
-        }
-    }
-    let candidates: BTreeSet<IpAddr> = if ranges.is_empty() {
-        facts.uplink_addresses().collect()
-    } else {
-        let in_range = |a: &IpAddr| ranges.iter().any(|range| range.contains(a));
-        local
-            .iter()
-            .copied()
-            .filter(|a| is_usable(*a) && in_range(a))
-            .collect()
-    };
-    candidates.difference(&of_services).copied().collect()
 }

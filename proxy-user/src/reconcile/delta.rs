@@ -10,7 +10,7 @@ use proxy_common::abi::{
     SourceKey, V4, V6, backend_flag,
 };
 
-use super::{Observed, Plan};
+use super::{Extent, Observed, Plan};
 
 /// One change of one map entry (of one range, for slots).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,10 +130,27 @@ impl Round {
 /// [`clear_filter`](super::clear_filter) clears them.
 #[must_use]
 pub fn diff(observed: &Observed, plan: &Plan) -> Vec<Op> {
+    operations(observed, observed, plan)
+}
+
+/// The same for maps that held what the plan said before an update of this extent: the difference
+/// of a part is that part of the difference.
+#[must_use]
+pub fn diff_part(observed: &Observed, plan: &Plan, extent: &Extent) -> Vec<Op> {
+    match extent {
+        Extent::Whole => diff(observed, plan),
+        Extent::Part(keys) => {
+            operations(observed, &keys.of_observed(observed), &keys.of_plan(plan))
+        }
+    }
+}
+
+/// `all` is where slots are looked up: a part has none.
+fn operations(all: &Observed, observed: &Observed, plan: &Plan) -> Vec<Op> {
     let mut ops = Vec::new();
     let mut late = Vec::new();
     backends(observed, plan, &mut ops, &mut late);
-    slots(observed, plan, &mut ops);
+    slots(all, plan, &mut ops);
     objects(observed, plan, &mut ops);
     filter(observed, plan, &mut ops);
     for ifindex in plan.tx_ports.difference(&observed.tx_ports) {

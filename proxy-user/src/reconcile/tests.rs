@@ -1,6 +1,7 @@
 //! State to plan, plan to operations, and back from the maps.
 
 mod filter;
+mod incremental;
 mod policy;
 mod properties;
 

@@ -17,6 +17,7 @@ mod watch;
 
 use std::{
     collections::BTreeMap,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
@@ -27,7 +28,7 @@ use self::{
     table::{Known, Table},
 };
 use super::{
-    assemble::{self, Policy},
+    assemble::{Assembly, Policy},
     snapshot::{Counts, Snapshot, Trigger},
 };
 use crate::model::{
@@ -52,7 +53,7 @@ const OWN_SERVICE: (&str, &str) = ("default", "kubernetes");
 /// All objects of interest, as the API server gave them last.
 #[derive(Debug)]
 pub struct ApiServer {
-    policy: Policy,
+    assembly: Assembly,
     tables: BTreeMap<Kind, Table>,
     health: Arc<Health>,
     /// Whether every kind has been listed once since the start.
@@ -83,7 +84,7 @@ impl ApiServer {
             }
         }
         Self {
-            policy,
+            assembly: Assembly::new(policy),
             tables,
             health,
             complete: false,
@@ -144,8 +145,8 @@ impl ApiServer {
     /// Everything that is desired now.
     pub fn snapshot(&mut self) -> Snapshot {
         let objects = self.tables.values().flat_map(Table::known);
-        let objects = objects.map(|(object, known)| (object, &*known.content));
-        let (mut state, mut notices) = assemble::assemble(objects, &self.policy);
+        let objects = objects.map(|(object, known)| (object, &known.content));
+        let (mut state, mut notices) = self.assembly.assemble(objects);
         if !self.complete {
             state.unknown.push(Unknown::Anything);
         }
@@ -177,26 +178,18 @@ impl ApiServer {
     /// The way to the API server outlives a moment without endpoints, which there is while API
     /// servers start: it may be the way on which better news would come.
     fn keep_own(&mut self, state: &mut State, notices: &mut Vec<Notice>) {
-        let own = |port: &ServicePort| {
-            let ObjectRef {
-                kind,
-                namespace,
-                name,
-            } = &port.object;
-            *kind == Kind::Service && (namespace.as_str(), name.as_str()) == OWN_SERVICE
-        };
         let leads = |port: &ServicePort| {
             let endpoints: Vec<_> = port.endpoints.iter().collect();
             // Whether anybody serves is the same wherever one looks from.
             !select(&endpoints, Here::default()).serving.is_empty()
         };
-        let of_own = |port: &&Arc<ServicePort>| own(port);
-        let leading: BTreeMap<_, _> = state
-            .services
-            .values()
-            .filter(of_own)
-            .filter(|port| leads(port))
-            .map(|port| (port.name.clone(), Arc::clone(port)))
+        let prefix = format!("{}/{}:", OWN_SERVICE.0, OWN_SERVICE.1);
+        let from = (Bound::Included(prefix.as_str()), Bound::Unbounded);
+        let own = state.services.range::<str, _>(from);
+        let leading: BTreeMap<_, _> = own
+            .take_while(|(name, _)| name.shared().starts_with(&prefix))
+            .filter(|(_, port)| leads(port))
+            .map(|(name, port)| (name.clone(), Arc::clone(port)))
             .collect();
         if !leading.is_empty() {
             self.own = leading;

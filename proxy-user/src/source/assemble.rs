@@ -1,19 +1,17 @@
 //! One [`State`] of all objects together.
 
 mod health;
+mod pods;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
 };
 
-use super::kubernetes::{
-    HostPort, Object, PodObject, ServiceObject, ServicePortObject, SliceObject,
-};
+use super::kubernetes::{Object, ServiceObject, ServicePortObject, SliceObject, SlicePort};
 use crate::model::{
     Endpoint, Frontend, Kind, Notice, ObjectRef, Reach, ServiceName, ServicePort, Severity, State,
-    Terms,
 };
 use crate::tunnel::choose;
 
@@ -27,68 +25,240 @@ pub struct Policy {
     pub external_ranges: Vec<ipnet::IpNet>,
 }
 
-/// Slices by the namespace and name of their Service.
-type Slices<'o> = HashMap<(&'o str, &'o str), Vec<&'o SliceObject>>;
+/// Namespace and name of a Service.
+type ServiceKey = (String, String);
 
-/// Assembles. The order of `objects` doesn't matter; each must be there once.
-#[must_use]
-pub fn assemble<'o>(
-    objects: impl Iterator<Item = (&'o ObjectRef, &'o Object)>,
-    policy: &Policy,
-) -> (State, Vec<Notice>) {
-    let mut state = State::default();
-    let mut notices = Vec::new();
-    let mut services = Vec::new();
-    let mut slices: Slices<'o> = HashMap::new();
-    for (object, content) in objects {
+/// A Service and its slices, and the service ports that they came to last.
+#[derive(Debug, Default)]
+struct Parts {
+    service: Option<Arc<Object>>,
+    slices: BTreeMap<ObjectRef, Arc<Object>>,
+    made: Made,
+}
+
+/// What has become of an object.
+#[derive(Debug, Default)]
+struct Made {
+    ports: Vec<ServiceName>,
+    notices: Vec<Notice>,
+}
+
+/// Makes one state of objects, again and again: what is the same object as last time (the same in
+/// memory) is not looked at again, and what comes of it stays the same in memory, too.
+#[derive(Debug)]
+pub struct Assembly {
+    policy: Policy,
+    objects: BTreeMap<ObjectRef, Arc<Object>>,
+    services: BTreeMap<ServiceKey, Parts>,
+    pods: BTreeMap<ObjectRef, Made>,
+    /// Services and pods of which there is something to be told.
+    told: (BTreeSet<ServiceKey>, BTreeSet<ObjectRef>),
+    /// Services that have a health check.
+    checked: BTreeSet<ServiceKey>,
+    /// Without health checks and the way to the server behind return proxies: what is said of these
+    /// depends on other objects, and they are few.
+    state: State,
+}
+
+/// What differs from the last time.
+#[derive(Debug, Default)]
+struct Dirty {
+    services: BTreeSet<ServiceKey>,
+    pods: BTreeSet<ObjectRef>,
+}
+
+impl Assembly {
+    /// No objects yet.
+    #[must_use]
+    pub fn new(policy: Policy) -> Self {
+        Self {
+            policy,
+            objects: BTreeMap::new(),
+            services: BTreeMap::new(),
+            pods: BTreeMap::new(),
+            told: (BTreeSet::new(), BTreeSet::new()),
+            checked: BTreeSet::new(),
+            state: State::default(),
+        }
+    }
+
+    /// Assembles. These are all objects, in order of their names.
+    pub fn assemble<'o>(
+        &mut self,
+        objects: impl Iterator<Item = (&'o ObjectRef, &'o Arc<Object>)>,
+    ) -> (State, Vec<Notice>) {
+        let mut dirty = Dirty::default();
+        for (object, content) in self.changes(objects) {
+            if let Some(old) = self.objects.remove(&object) {
+                self.replace(&object, &old, None, &mut dirty);
+            }
+            if let Some(content) = content {
+                self.replace(&object, &content, Some(&content), &mut dirty);
+                self.objects.insert(object, content);
+            }
+        }
+        for key in dirty.services {
+            self.make_service(&key);
+        }
+        for object in dirty.pods {
+            self.make_pod(object);
+        }
+        let services = self.told.0.iter().filter_map(|key| self.services.get(key));
+        let services = services.map(|parts| &parts.made);
+        let pods = self.told.1.iter().filter_map(|pod| self.pods.get(pod));
+        let told = services.chain(pods).flat_map(|made| &made.notices);
+        let mut notices = told.cloned().collect();
+        let mut state = self.state.clone();
+        health::add_checks(&self.checked(), &mut state, &mut notices);
+        return_proxies(&mut state, &mut notices);
+        (state, notices)
+    }
+
+    /// The objects that are others than last time; none: it is gone.
+    fn changes<'o>(
+        &self,
+        objects: impl Iterator<Item = (&'o ObjectRef, &'o Arc<Object>)>,
+    ) -> Vec<(ObjectRef, Option<Arc<Object>>)> {
+        let mut changes = Vec::new();
+        let mut known = self.objects.iter().peekable();
+        for (object, content) in objects {
+            let same = |(_, old): &(&ObjectRef, &Arc<Object>)| Arc::ptr_eq(old, content);
+            while let Some((gone, _)) = known.next_if(|old| !same(old) && old.0 < object) {
+                changes.push((gone.clone(), None));
+            }
+            match known.next_if(|old| same(old) || old.0 == object) {
+                Some(old) if same(&old) => {}
+                _ => changes.push((object.clone(), Some(Arc::clone(content)))),
+            }
+        }
+        changes.extend(known.map(|(gone, _)| (gone.clone(), None)));
+        changes
+    }
+
+    /// Puts an object where it belongs, or takes the old one away.
+    fn replace(
+        &mut self,
+        object: &ObjectRef,
+        content: &Object,
+        new: Option<&Arc<Object>>,
+        dirty: &mut Dirty,
+    ) {
+        let state = &mut self.state;
         match content {
             Object::Namespace => {}
             Object::Node(node) => {
-                state.nodes.insert(object.name.clone(), node.node.clone());
-            }
-            Object::Service(service) => services.push(service),
-            Object::Slice(slice) => {
-                if let Some(service) = &slice.service {
-                    slices
-                        .entry((&object.namespace, service))
-                        .or_default()
-                        .push(slice);
-                }
+                state.nodes.remove(&object.name);
+                let node = new.map(|_| (object.name.clone(), node.node.clone()));
+                state.nodes.extend(node);
             }
             Object::ReturnProxy(proxy) => {
-                let proxy = Arc::clone(proxy);
-                state.return_proxies.insert(object.name.clone(), proxy);
+                state.return_proxies.remove(&object.name);
+                let proxy = new.map(|_| (object.name.clone(), Arc::clone(proxy)));
+                state.return_proxies.extend(proxy);
             }
-            Object::Pod(pod) => add_pod(pod, policy, &mut state, &mut notices),
+            Object::Service(_) => {
+                let key = (object.namespace.clone(), object.name.clone());
+                self.services.entry(key.clone()).or_default().service = new.cloned();
+                dirty.services.insert(key);
+            }
+            Object::Slice(slice) => {
+                let Some(service) = &slice.service else {
+                    return;
+                };
+                let key = (object.namespace.clone(), service.clone());
+                let slices = &mut self.services.entry(key.clone()).or_default().slices;
+                slices.remove(object);
+                slices.extend(new.map(|new| (object.clone(), Arc::clone(new))));
+                dirty.services.insert(key);
+            }
+            Object::Pod(_) => {
+                dirty.pods.insert(object.clone());
+            }
         }
     }
-    for service in services
-        .iter()
-        .filter(|service| service.unproxied.is_none())
-    {
-        let key = (
-            service.object.namespace.as_str(),
-            service.object.name.as_str(),
-        );
-        let own = slices.get(&key).map(Vec::as_slice).unwrap_or_default();
-        let external = allowed_external(service, policy, &mut notices);
-        for (i, port) in service.ports.iter().enumerate() {
-            let frontends = frontends(service, port, &external);
-            let endpoints = endpoints(service, port, own);
-            add_port(
-                service,
-                (i, port),
-                frontends,
-                endpoints,
-                &mut state,
-                &mut notices,
-            );
+
+    /// Services that have a health check.
+    fn checked(&self) -> Vec<&ServiceObject> {
+        let parts = self.checked.iter().filter_map(|key| self.services.get(key));
+        parts
+            .filter_map(|parts| match parts.service.as_deref() {
+                Some(Object::Service(service)) => Some(service),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn make_service(&mut self, key: &ServiceKey) {
+        let Some(parts) = self.services.get_mut(key) else {
+            return;
+        };
+        let old = take(&mut self.state, &mut parts.made);
+        self.checked.remove(key);
+        let slices = parts.slices.values().filter_map(|slice| match &**slice {
+            Object::Slice(slice) => Some(slice),
+            _ => None,
+        });
+        match parts.service.as_deref() {
+            Some(Object::Service(service)) => {
+                if service.health_check.is_some() {
+                    self.checked.insert(key.clone());
+                }
+                let slices: Vec<&SliceObject> = slices.collect();
+                let made = service_ports(service, &slices, &self.policy, &mut parts.made.notices);
+                put(&mut self.state, &mut parts.made, old, made);
+            }
+            _ => parts.made.notices.extend(slices.map(without_service)),
+        }
+        note(&mut self.told.0, key, &parts.made);
+        if parts.service.is_none() && parts.slices.is_empty() {
+            self.services.remove(key);
         }
     }
-    health::add_checks(&services, &mut state, &mut notices);
-    without_service(&services, &slices, &mut notices);
-    return_proxies(&mut state, &mut notices);
-    (state, notices)
+
+    fn make_pod(&mut self, object: ObjectRef) {
+        let mut made = self.pods.remove(&object).unwrap_or_default();
+        let old = take(&mut self.state, &mut made);
+        if let Some(Object::Pod(pod)) = self.objects.get(&object).map(|content| &**content) {
+            let ports = pods::ports(pod, &self.policy, &mut made.notices);
+            put(&mut self.state, &mut made, old, ports);
+        }
+        note(&mut self.told.1, &object, &made);
+        if !made.ports.is_empty() || !made.notices.is_empty() {
+            self.pods.insert(object, made);
+        }
+    }
+}
+
+/// Takes out of the state what an object has come to.
+fn take(state: &mut State, made: &mut Made) -> BTreeMap<ServiceName, Arc<ServicePort>> {
+    let ports = std::mem::take(made).ports.into_iter();
+    ports
+        .filter_map(|name| state.services.remove_entry(&name))
+        .collect()
+}
+
+/// Puts in what it comes to now. What is as it was stays the same in memory.
+fn put(
+    state: &mut State,
+    made: &mut Made,
+    mut old: BTreeMap<ServiceName, Arc<ServicePort>>,
+    ports: Vec<ServicePort>,
+) {
+    for port in ports {
+        let same = old.remove(&port.name).filter(|old| **old == port);
+        let name = port.name.clone();
+        let port = same.unwrap_or_else(|| Arc::new(port));
+        state.services.insert(name.clone(), port);
+        made.ports.push(name);
+    }
+}
+
+fn note<K: Ord + Clone>(told: &mut BTreeSet<K>, key: &K, made: &Made) {
+    if made.notices.is_empty() {
+        told.remove(key);
+    } else {
+        told.insert(key.clone());
+    }
 }
 
 /// The way to the server behind each return proxy, or why there is none.
@@ -115,14 +285,34 @@ fn return_proxies(state: &mut State, notices: &mut Vec<Notice>) {
     }
 }
 
-fn add_port(
+/// All ports of a Service that is proxied.
+fn service_ports(
+    service: &ServiceObject,
+    slices: &[&SliceObject],
+    policy: &Policy,
+    notices: &mut Vec<Notice>,
+) -> Vec<ServicePort> {
+    if service.unproxied.is_some() {
+        return Vec::new();
+    }
+    let external = allowed_external(service, policy, notices);
+    let ports = service.ports.iter().enumerate();
+    ports
+        .filter_map(|(i, port)| {
+            let frontends = frontends(service, port, &external);
+            let endpoints = endpoints(service, port, slices);
+            service_port(service, (i, port), frontends, endpoints, notices)
+        })
+        .collect()
+}
+
+fn service_port(
     service: &ServiceObject,
     (i, port): (usize, &ServicePortObject),
     frontends: Vec<Frontend>,
     endpoints: Vec<Endpoint>,
-    state: &mut State,
     notices: &mut Vec<Notice>,
-) {
+) -> Option<ServicePort> {
     let ObjectRef {
         namespace, name, ..
     } = &service.object;
@@ -133,20 +323,17 @@ fn add_port(
     };
     let field = format!("spec.ports[{i}]");
     match ServiceName::new(format!("{namespace}/{name}:{own}/{}", port.protocol)) {
-        Ok(name) => {
-            let port = ServicePort {
-                name: name.clone(),
-                object: service.object.clone(),
-                field,
-                created: service.created,
-                protocol: port.protocol,
-                algorithm: service.algorithm,
-                frontends,
-                terms: service.terms.clone(),
-                endpoints,
-            };
-            state.services.insert(name, Arc::new(port));
-        }
+        Ok(name) => Some(ServicePort {
+            name,
+            object: service.object.clone(),
+            field,
+            created: service.created,
+            protocol: port.protocol,
+            algorithm: service.algorithm,
+            frontends,
+            terms: service.terms.clone(),
+            endpoints,
+        }),
         Err(error) => {
             let message = format!("{error}: use a shorter name");
             notices.push(Notice::new(
@@ -155,6 +342,7 @@ fn add_port(
                 field,
                 message,
             ));
+            None
         }
     }
 }
@@ -197,8 +385,7 @@ fn endpoints(
 ) -> Vec<Endpoint> {
     let mut found = Vec::new();
     for slice in slices {
-        let same =
-            |p: &&super::kubernetes::SlicePort| p.name == port.name && p.protocol == port.protocol;
+        let same = |p: &&SlicePort| p.name == port.name && p.protocol == port.protocol;
         for slice_port in slice.ports.iter().filter(same) {
             found.extend(slice.endpoints.iter().map(|endpoint| Endpoint {
                 address: endpoint.address,
@@ -255,100 +442,13 @@ fn allowed_external(
         .collect()
 }
 
-/// Slices that name a Service which isn't there are often a misspelt label.
-fn without_service(services: &[&ServiceObject], slices: &Slices<'_>, notices: &mut Vec<Notice>) {
-    let known: std::collections::HashSet<(&str, &str)> = services
-        .iter()
-        .map(|service| {
-            (
-                service.object.namespace.as_str(),
-                service.object.name.as_str(),
-            )
-        })
-        .collect();
-    for ((namespace, name), slices) in slices {
-        if !known.contains(&(*namespace, *name)) {
-            for slice in slices {
-                let message = format!("there is no Service {namespace}/{name}: nothing is served");
-                let field = "metadata.labels";
-                notices.push(Notice::new(Severity::Info, &slice.object, field, message));
-            }
-        }
-    }
+/// A slice that names a Service which isn't there is often a misspelt label.
+fn without_service(slice: &SliceObject) -> Notice {
+    let namespace = &slice.object.namespace;
+    let name = slice.service.as_deref().unwrap_or_default();
+    let message = format!("there is no Service {namespace}/{name}: nothing is served");
+    Notice::new(Severity::Info, &slice.object, "metadata.labels", message)
 }
 
-fn add_pod(pod: &PodObject, policy: &Policy, state: &mut State, notices: &mut Vec<Notice>) {
-    if !pod.running || pod.node.as_deref() != Some(&policy.node) {
-        return;
-    }
-    // Of one port with several addresses all entries have one name, and one set of endpoints.
-    let mut ports: BTreeMap<String, (Vec<Frontend>, &HostPort)> = BTreeMap::new();
-    let ObjectRef {
-        namespace, name, ..
-    } = &pod.object;
-    for port in &pod.host_ports {
-        let at = match port.addresses.first() {
-            Some(address) if port.one_address => format!("@{address}"),
-            _ => String::new(),
-        };
-        let key = format!(
-            "pod/{namespace}/{name}:{}/{}{at}",
-            port.host_port, port.protocol
-        );
-        let frontend = |address: &IpAddr| Frontend::HostPort {
-            address: *address,
-            port: port.host_port,
-        };
-        let entry = ports.entry(key).or_insert_with(|| (Vec::new(), port));
-        entry.0.extend(port.addresses.iter().map(frontend));
-    }
-    for (name, (frontends, port)) in ports {
-        let name = match ServiceName::new(name) {
-            Ok(name) => name,
-            Err(error) => {
-                let message = format!("{error}: use a shorter name");
-                let field = port.field.as_str();
-                notices.push(Notice::new(Severity::Error, &pod.object, field, message));
-                continue;
-            }
-        };
-        let has = |v4: bool| pod.addresses.iter().any(|address| address.is_ipv4() == v4);
-        let service = ServicePort {
-            name: name.clone(),
-            object: pod.object.clone(),
-            field: port.field.clone(),
-            created: pod.created,
-            protocol: port.protocol,
-            algorithm: None,
-            frontends: frontends
-                .into_iter()
-                .filter(
-                    |f| !matches!(f, Frontend::HostPort { address, .. } if !has(address.is_ipv4())),
-                )
-                .collect(),
-            terms: Terms::default(),
-            endpoints: host_port_endpoints(pod, port),
-        };
-        state.services.insert(name, Arc::new(service));
-    }
-}
-
-/// The pod's first address of each family.
-fn host_port_endpoints(pod: &PodObject, port: &HostPort) -> Vec<Endpoint> {
-    let first = |v4: bool| pod.addresses.iter().find(|address| address.is_ipv4() == v4);
-    let endpoint = |address: &IpAddr| Endpoint {
-        address: *address,
-        port: port.container_port,
-        weight: 1,
-        ready: true,
-        serving: true,
-        terminating: false,
-        node: pod.node.as_deref().map(Arc::from),
-        hints: None,
-    };
-    [true, false]
-        .into_iter()
-        .filter_map(first)
-        .map(endpoint)
-        .collect()
-}
+#[cfg(test)]
+mod tests;

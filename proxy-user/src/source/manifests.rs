@@ -24,7 +24,7 @@ use self::{
     file::{Known, ManifestFile},
     saved::{Copies, Part},
 };
-use super::assemble::{self, Policy};
+use super::assemble::{Assembly, Policy};
 use super::snapshot::{Counts, Snapshot};
 use crate::model::{Notice, ObjectRef, Origin, Severity, Unknown};
 pub use saved::SaveError;
@@ -56,7 +56,7 @@ impl CopyJob {
 #[derive(Debug)]
 pub struct Manifests {
     root: PathBuf,
-    policy: Policy,
+    assembly: Assembly,
     files: BTreeMap<PathBuf, ManifestFile>,
     copies: Option<Copies>,
     /// Files that are no more, and whose copies are still there.
@@ -70,10 +70,10 @@ pub struct Manifests {
 impl Manifests {
     /// A directory, or a single file. Nothing is read yet.
     #[must_use]
-    pub const fn new(root: PathBuf, policy: Policy) -> Self {
+    pub fn new(root: PathBuf, policy: Policy) -> Self {
         Self {
             root,
-            policy,
+            assembly: Assembly::new(policy),
             files: BTreeMap::new(),
             copies: None,
             gone: BTreeSet::new(),
@@ -189,8 +189,8 @@ impl Manifests {
         }
         let objects = known
             .iter()
-            .map(|(object, known)| (*object, &*known.content));
-        let (mut state, remarks) = assemble::assemble(objects, &self.policy);
+            .map(|(object, known)| (*object, &known.content));
+        let (mut state, remarks) = self.assembly.assemble(objects);
         unknown.sort();
         unknown.dedup();
         state.unknown = unknown;

@@ -91,9 +91,9 @@ pub const METRICS: &[Metric] = metrics! {
     "causeway_service_sent_bytes_total", Counter, "Bytes to clients of a service.",
         |s| s.services(|usage| usage.carried.bytes_out);
     "causeway_services", Gauge, "Service ports in force.",
-        |s| s.add(&[], s.current.plan.objects.len() as f64);
+        |s| s.add(&[], s.current.services as f64);
     "causeway_backends", Gauge, "Backends in force.",
-        |s| s.add(&[], s.current.plan.backends.values().filter(|b| b.family != 0).count() as f64);
+        |s| s.add(&[], s.current.backends as f64);
     "causeway_sync_rounds_total", Counter, "Rounds of making the kernel what is desired.",
         |s| s.sync(|sync| sync.round as f64);
     "causeway_sync_seconds", Gauge, "How long the last round took.",
@@ -210,7 +210,7 @@ impl Samples<'_> {
     fn services(&mut self, number: impl Fn(&Usage) -> u64) {
         let current = self.current;
         for (id, usage) in &current.totals.services {
-            if let Some(name) = current.plan.objects.get(id) {
+            if let Some(name) = current.names.get(id) {
                 self.add(&[("service", name)], number(usage) as f64);
             }
         }

@@ -26,7 +26,7 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
     )
 }
 
-fn any_service() -> impl Strategy<Value = ServicePort> {
+pub(super) fn any_service() -> impl Strategy<Value = ServicePort> {
     let frontend = prop_oneof![
         (1_u8..6, 80_u16..82)
             .prop_map(|(last, port)| { at(&format!("10.96.0.{last}"), port, Reach::Cluster) }),

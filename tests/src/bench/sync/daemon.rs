@@ -41,22 +41,14 @@ pub(super) struct Daemon {
 impl Daemon {
     /// Starts it with the manifests in `place`.
     pub(super) fn start(place: &Temporary) -> Result<Self> {
-        let instance = place.namespace.name();
         let file = place.directory.join("causeway.toml");
-        let config = format!(
-            "version = 1\ninstance = \"{instance}\"\n[node]\nname = \"bench\"\n[devices]\nuplinks = [\"in0\"]\n\
-             [manifests]\ndirectory = \"manifests\"\n[maps]\nbackends = 262144\n\
-             [state]\ndirectory = \"{}\"\n[api]\nsocket = \"{}\"\n",
-            place.directory.join("state").display(),
-            place.directory.join("causeway.sock").display()
-        );
-        fs::write(&file, config).context("writing the configuration")?;
+        fs::write(&file, config(place)).context("writing the configuration")?;
         let mut command = Command::new(program()?);
         command.arg("run").arg("--config").arg(&file);
         let process = Process::start(&place.namespace, command, "causeway", &place.directory)?;
         Ok(Self {
             process,
-            folder: PinFolder::new(instance),
+            folder: PinFolder::new(place.namespace.name()),
         })
     }
 
@@ -83,6 +75,17 @@ impl Daemon {
     /// Waits until the kernel knows this port of a service.
     pub(super) fn wait_for_port(&self, key: ServiceKey<V4>) -> Result<()> {
         self.wait(|maps| Ok(maps.services_v4.get(&key)?.is_some()))
+    }
+
+    /// MiB of memory that the daemon has just now, without its maps, which are the kernel's.
+    pub(super) fn memory(&self) -> Result<f64> {
+        let id = self.process.id().context("the daemon has ended")?;
+        let text =
+            fs::read_to_string(format!("/proc/{id}/status")).context("reading its status")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|rest| rest.split_whitespace().next());
+        let kib: f64 = number.context("no VmRSS")?.parse().context("VmRSS")?;
+        Ok(kib / 1024.0)
     }
 
     fn wait(&self, done: impl Fn(&Maps) -> Result<bool>) -> Result<()> {
@@ -116,6 +119,18 @@ impl Drop for Daemon {
             tracing::warn!(%error, "pins were left behind");
         }
     }
+}
+
+/// A configuration for the most services and endpoints.
+pub(super) fn config(place: &Temporary) -> String {
+    format!(
+        "version = 1\ninstance = \"{}\"\n[node]\nname = \"bench\"\n[devices]\nuplinks = [\"in0\"]\n\
+         [manifests]\ndirectory = \"manifests\"\n[maps]\nbackends = 1048576\n\
+         [state]\ndirectory = \"{}\"\n[api]\nsocket = \"{}\"\n",
+        place.namespace.name(),
+        place.directory.join("state").display(),
+        place.directory.join("causeway.sock").display()
+    )
 }
 
 /// The daemon's program, which cargo builds into the same folder as this one.

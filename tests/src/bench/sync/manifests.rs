@@ -12,6 +12,7 @@ use proxy_common::{
     wire::Be16,
 };
 
+use super::Size;
 use crate::bench::{
     frame::Protocol,
     wire::rules::{self, ENDPOINT_PORT, SERVICE_PORT, Service},
@@ -26,25 +27,26 @@ pub(super) struct Manifests {
     /// The file of the one service that is changed, and its temporary neighbour.
     changed: PathBuf,
     service: Service,
+    size: Size,
     number: usize,
     /// The port that it has now.
     port: u16,
 }
 
 impl Manifests {
-    /// Writes `count` services into `<directory>/manifests`.
-    pub(super) fn write(directory: &Path, count: u32) -> Result<Self> {
+    /// Writes the services into `<directory>/manifests`.
+    pub(super) fn write(directory: &Path, size: Size) -> Result<Self> {
         let directory = directory.join("manifests");
         fs::create_dir(&directory).context("making the manifests' folder")?;
         let node = "apiVersion: v1\nkind: Node\nmetadata:\n  name: bench\n---\n\
                     apiVersion: v1\nkind: Namespace\nmetadata:\n  name: bench\n";
         fs::write(directory.join("cluster.yaml"), node).context("writing a manifest")?;
-        let mut all: Vec<(usize, Service)> = rules::services(count).enumerate().collect();
+        let mut all: Vec<(usize, Service)> = rules::services(size.services).enumerate().collect();
         let (number, service) = all.pop().context("no services")?;
         for (file, chunk) in all.chunks(PER_FILE).enumerate() {
             let mut text = String::new();
             for (number, service) in chunk {
-                document(&mut text, *number, service, SERVICE_PORT)?;
+                document(&mut text, size, *number, service, SERVICE_PORT)?;
             }
             let path = directory.join(format!("services-{file:04}.yaml"));
             fs::write(path, text).context("writing a manifest")?;
@@ -53,6 +55,7 @@ impl Manifests {
         let mut manifests = Self {
             changed,
             service,
+            size,
             number,
             port: SERVICE_PORT,
         };
@@ -69,7 +72,7 @@ impl Manifests {
     /// Writes the changed file in one step, as `kubectl` and editors do.
     fn replace(&mut self, port: u16) -> Result<()> {
         let mut text = String::new();
-        document(&mut text, self.number, &self.service, port)?;
+        document(&mut text, self.size, self.number, &self.service, port)?;
         let temporary = self.changed.with_extension("new");
         fs::write(&temporary, text).context("writing a manifest")?;
         fs::rename(&temporary, &self.changed).context("replacing a manifest")?;
@@ -88,7 +91,13 @@ pub(super) fn key(service: &Service, port: u16) -> ServiceKey<V4> {
     }
 }
 
-fn document(text: &mut String, number: usize, service: &Service, port: u16) -> fmt::Result {
+fn document(
+    text: &mut String,
+    size: Size,
+    number: usize,
+    service: &Service,
+    port: u16,
+) -> fmt::Result {
     let address = service.address;
     writeln!(
         text,
@@ -99,7 +108,7 @@ fn document(text: &mut String, number: usize, service: &Service, port: u16) -> f
          namespace: bench\n  labels: {{kubernetes.io/service-name: s{number}}}\naddressType: IPv4\n\
          ports:\n- {{name: p, port: {ENDPOINT_PORT}, protocol: TCP}}\nendpoints:"
     )?;
-    for endpoint in service.endpoints {
+    for endpoint in size.pods(number) {
         writeln!(
             text,
             "- {{addresses: [{endpoint}], conditions: {{ready: true}}}}"
