@@ -8,6 +8,7 @@ mod client;
 mod device;
 mod flow;
 mod frontend;
+mod peer;
 mod registry;
 mod settings;
 
@@ -18,6 +19,7 @@ pub use flow::{Flow, FlowKey, FlowStep, flow_state};
 pub use frontend::{
     AddressFlags, Backend, Service, ServiceKey, address_flag, backend_flag, service_flag,
 };
+pub use peer::{Peer, PeerKey};
 pub use registry::{FILTER_BITS, FILTER_WORDS, MAPS, MapKind, MapSpec, OBJECT_NAME_BYTES};
 pub use settings::Settings;
 
@@ -49,6 +51,10 @@ crate::wire::plain! {
     AffinityKey<V4> => 8, 4;
     AffinityKey<V6> => 20, 4;
     Affinity => 16, 8;
+    PeerKey<V4> => 16, 4;
+    PeerKey<V6> => 28, 4;
+    Peer<V4> => 8, 2;
+    Peer<V6> => 20, 2;
     AddressFlags => 4, 4;
     Backend => 32, 4;
     DeviceKey => 8, 4;

@@ -3,7 +3,8 @@
 //!
 //! `headers` are found, `flow` carries an established connection, `connect` makes a new one by
 //! `choice` of backend and port, `forward` finds the next hop, `refuse` answers for a service that
-//! has no endpoint, and a `verdict` says what became of the packet.
+//! has no endpoint, and a `verdict` says what became of the packet. `socket` answers for a process's
+//! socket, before there is a packet; `selection` is what it has in common with `connect`.
 
 pub mod choice;
 mod connect;
@@ -11,12 +12,14 @@ mod flow;
 pub mod forward;
 pub mod headers;
 mod refuse;
+mod selection;
+pub mod socket;
 pub mod tables;
 pub mod verdict;
 
 pub use connect::Draft;
 pub use forward::{Hop, RouteQuery};
-pub use tables::{FamilyTables, Insertion, Tables};
+pub use tables::{FamilyTables, Insertion, SocketTables, Tables};
 pub use verdict::{Event, Reason, Verdict};
 
 use crate::abi::{Family, FilterKind, V4, V6};

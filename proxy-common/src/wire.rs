@@ -57,6 +57,13 @@ impl Be16 {
         u16::from_be(self.0)
     }
 
+    /// From the two bytes as they stand in memory, read as a native integer.
+    #[inline(always)]
+    #[must_use]
+    pub const fn from_raw(raw: u16) -> Self {
+        Self(raw)
+    }
+
     /// The two bytes as they stand in memory, read as a native integer: what checksums add up.
     #[inline(always)]
     #[must_use]

@@ -6,9 +6,11 @@
 //! [`Verdict`](proxy_common::datapath::Verdict) into a return code.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 
 mod frame;
 mod maps;
+mod socket;
 mod tables;
 
 use aya_ebpf::bindings::{
@@ -16,8 +18,8 @@ use aya_ebpf::bindings::{
     xdp_action::XDP_TX,
 };
 use aya_ebpf::helpers::{bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer};
-use aya_ebpf::macros::{classifier, xdp};
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::macros::{cgroup_sock_addr, classifier, xdp};
+use aya_ebpf::programs::{SockAddrContext, TcContext, XdpContext};
 use proxy_common::abi::LOOPBACK;
 use proxy_common::datapath::verdict::Action;
 use proxy_common::datapath::{
@@ -26,6 +28,7 @@ use proxy_common::datapath::{
 use proxy_common::wire::Frame as _;
 
 use frame::{SkbFrame, XdpFrame};
+use socket::SocketAddress;
 use tables::Maps;
 
 /// Uplinks, before the kernel has a socket buffer.
@@ -74,6 +77,65 @@ pub fn tc_egress(context: TcContext) -> i32 {
     let ifindex = frame.ifindex();
     let verdict = run::<TcEgress, _, _>(&mut frame, &Maps::skb(context.skb.skb), ifindex);
     tc_code::<TcEgress>(verdict, ifindex)
+}
+
+/// Sockets' programs answer with one of two numbers; none of ours refuses a socket anything.
+const ALLOW: i32 = 1;
+
+/// A process connects an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn sock_connect4(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).lead_v4(true);
+    ALLOW
+}
+
+/// A process connects an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn sock_connect6(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).lead_v6(true);
+    ALLOW
+}
+
+/// A process sends by a UDP socket that is not connected, to an IPv4 address.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sock_sendmsg4(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).lead_v4(false);
+    ALLOW
+}
+
+/// The same to an IPv6 address.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sock_sendmsg6(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).lead_v6(false);
+    ALLOW
+}
+
+/// A process has received a datagram by an IPv4 socket.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn sock_recvmsg4(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).restore_v4(true);
+    ALLOW
+}
+
+/// A process has received a datagram by an IPv6 socket.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn sock_recvmsg6(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).restore_v6(true);
+    ALLOW
+}
+
+/// A process asks who the peer of its IPv4 socket is.
+#[cgroup_sock_addr(getpeername4)]
+pub fn sock_getpeername4(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).restore_v4(false);
+    ALLOW
+}
+
+/// A process asks who the peer of its IPv6 socket is.
+#[cgroup_sock_addr(getpeername6)]
+pub fn sock_getpeername6(context: SockAddrContext) -> i32 {
+    SocketAddress::new(context.sock_addr).restore_v6(false);
+    ALLOW
 }
 
 /// `TC_ACT_UNSPEC` leaves the packet to the next program, under TCX and under clsact alike.

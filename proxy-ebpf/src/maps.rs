@@ -6,7 +6,8 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use proxy_common::abi::{
     Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey,
-    FILTER_WORDS, Flow, FlowKey, OBJECT_NAME_BYTES, Service, ServiceKey, Settings, V4, V6,
+    FILTER_WORDS, Flow, FlowKey, OBJECT_NAME_BYTES, Peer, PeerKey, Service, ServiceKey, Settings,
+    V4, V6,
 };
 use proxy_common::datapath::Draft;
 
@@ -75,6 +76,14 @@ pub(crate) static AFFINITY_V6: LruHashMap<AffinityKey<V6>, Affinity> =
     LruHashMap::with_max_entries(65_536, 0);
 
 #[map]
+pub(crate) static PEERS_V4: LruHashMap<PeerKey<V4>, Peer<V4>> =
+    LruHashMap::with_max_entries(65_536, 0);
+
+#[map]
+pub(crate) static PEERS_V6: LruHashMap<PeerKey<V6>, Peer<V6>> =
+    LruHashMap::with_max_entries(65_536, 0);
+
+#[map]
 pub(crate) static COUNTERS: PerCpuArray<Counter> = PerCpuArray::with_max_entries(64, 0);
 
 /// Where a connection is made; not pinned.
@@ -96,6 +105,33 @@ static FIXED_TICK: Global<u32> = Global::new(0);
 /// `BPF_F_IPV6` where `bpf_l4_csum_replace` knows it (kernel commit ead7f9b8de65), else 0.
 #[unsafe(no_mangle)]
 static L4_CSUM_IPV6: Global<u64> = Global::new(0);
+
+/// The node's network namespace (`SO_NETNS_COOKIE`); 0: the initial one.
+#[unsafe(no_mangle)]
+static NODE_NETWORK: Global<u64> = Global::new(0);
+
+/// Other than zero: sockets of other network namespaces are led, too.
+#[unsafe(no_mangle)]
+static SOCKETS_OF_PODS: Global<u32> = Global::new(0);
+
+/// Other than zero: sockets of UDP are led, too.
+#[unsafe(no_mangle)]
+static SOCKETS_OF_UDP: Global<u32> = Global::new(0);
+
+#[inline(always)]
+pub(crate) fn node_network() -> u64 {
+    NODE_NETWORK.load()
+}
+
+#[inline(always)]
+pub(crate) fn leads_pods() -> bool {
+    SOCKETS_OF_PODS.load() != 0
+}
+
+#[inline(always)]
+pub(crate) fn leads_udp() -> bool {
+    SOCKETS_OF_UDP.load() != 0
+}
 
 #[inline(always)]
 pub(crate) fn fixed_tick() -> u32 {

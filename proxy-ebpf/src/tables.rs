@@ -3,25 +3,37 @@
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH,
     BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
-    BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup, xdp_md,
+    BPF_FIB_LKUP_RET_UNREACHABLE, BPF_NOEXIST, bpf_fib_lookup, bpf_sock_addr, xdp_md,
 };
 use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use core::arch::asm;
 use core::ffi::c_void;
 use proxy_common::abi::{
     Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Device, DeviceKey, DeviceRole,
-    Family, FilterKind, Flow, FlowKey, FlowStep, Service, ServiceKey, Settings, SourceKey, V4, V6,
-    device_flag, filter_position,
+    Family, FilterKind, Flow, FlowKey, FlowStep, Peer, PeerKey, Service, ServiceKey, Settings,
+    SourceKey, V4, V6, device_flag, filter_position,
 };
-use proxy_common::datapath::{Draft, FamilyTables, Hop, Insertion, RouteQuery, Tables};
+use proxy_common::datapath::{
+    Draft, FamilyTables, Hop, Insertion, RouteQuery, SocketTables, Tables,
+};
 use proxy_common::wire::MacAddr;
 
 use crate::maps;
 
-/// The maps of one hook's run.
-pub(crate) struct Maps {
+/// The maps of one hook's run. `PREEMPTIBLE`: other tasks may run the hook on this CPU meanwhile.
+pub(crate) struct Maps<const PREEMPTIBLE: bool = false> {
     context: *mut c_void,
+}
+
+impl Maps<true> {
+    #[inline(always)]
+    pub(crate) const fn socket(context: *mut bpf_sock_addr) -> Self {
+        Self {
+            context: context.cast(),
+        }
+    }
 }
 
 impl Maps {
@@ -40,6 +52,16 @@ impl Maps {
     }
 }
 
+/// Adds one in a single instruction. The target has no atomic type that can do so.
+///
+/// # Safety
+/// `number` points to memory of a map.
+#[inline(always)]
+unsafe fn raise(number: *mut u64) {
+    // SAFETY: as the caller says; nothing else is touched.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) 1_u64) };
+}
+
 #[inline(always)]
 fn array<T: Copy>(map: &Array<T>, index: u32) -> Option<T> {
     let record = map.get_ptr(index)?;
@@ -55,7 +77,7 @@ fn hash<K, V: Copy>(map: &HashMap<K, V>, key: &K) -> Option<V> {
     Some(unsafe { *record })
 }
 
-impl Tables for Maps {
+impl<const PREEMPTIBLE: bool> Tables for Maps<PREEMPTIBLE> {
     #[inline(always)]
     fn tick(&self) -> u32 {
         match maps::fixed_tick() {
@@ -78,6 +100,11 @@ impl Tables for Maps {
     #[inline(always)]
     fn count(&self, index: u32, bytes: u64) {
         if let Some(counter) = maps::COUNTERS.get_ptr_mut(index) {
+            if PREEMPTIBLE {
+                // SAFETY: the record's memory is aligned and lives as long as the map.
+                unsafe { raise(&raw mut (*counter).packets) };
+                return;
+            }
             // SAFETY: this CPU's own record, which no other program writes to meanwhile.
             let counter = unsafe { &mut *counter };
             counter.packets += 1;
@@ -113,6 +140,7 @@ trait FamilyMaps: Family {
     fn addresses() -> &'static HashMap<Self::Addr, AddressFlags>;
     fn has_source(question: &SourceKey<Self>) -> bool;
     fn affinities() -> &'static LruHashMap<AffinityKey<Self>, Affinity>;
+    fn peers() -> &'static LruHashMap<PeerKey<Self>, Peer<Self>>;
     fn drafts() -> &'static PerCpuArray<Draft<Self>>;
     fn ask(query: &RouteQuery<'_, Self>, lookup: &mut bpf_fib_lookup);
 }
@@ -143,6 +171,11 @@ impl FamilyMaps for V4 {
     #[inline(always)]
     fn affinities() -> &'static LruHashMap<AffinityKey<Self>, Affinity> {
         &maps::AFFINITY_V4
+    }
+
+    #[inline(always)]
+    fn peers() -> &'static LruHashMap<PeerKey<Self>, Peer<Self>> {
+        &maps::PEERS_V4
     }
 
     #[inline(always)]
@@ -188,6 +221,11 @@ impl FamilyMaps for V6 {
     }
 
     #[inline(always)]
+    fn peers() -> &'static LruHashMap<PeerKey<Self>, Peer<Self>> {
+        &maps::PEERS_V6
+    }
+
+    #[inline(always)]
     fn drafts() -> &'static PerCpuArray<Draft<Self>> {
         &maps::DRAFTS_V6
     }
@@ -207,7 +245,7 @@ fn words(Addr6([a, b, c, d, e, f, g, h]): Addr6) -> [u32; 4] {
     [join(a, b), join(c, d), join(e, f), join(g, h)]
 }
 
-impl<F: FamilyMaps> FamilyTables<F> for Maps {
+impl<F: FamilyMaps, const PREEMPTIBLE: bool> FamilyTables<F> for Maps<PREEMPTIBLE> {
     type FlowRef<'t> = &'t mut Flow<F>;
     type DraftRef<'t> = &'t mut Draft<F>;
 
@@ -341,5 +379,19 @@ impl<F: FamilyMaps> FamilyTables<F> for Maps {
         // run with bottom halves disabled), and any bits make a valid `Draft` but for its flags,
         // which only this code writes.
         Some(unsafe { &mut *draft })
+    }
+}
+
+impl<F: FamilyMaps> SocketTables<F> for Maps<true> {
+    #[inline(always)]
+    fn peer(&self, key: &PeerKey<F>) -> Option<Peer<F>> {
+        let record = F::peers().get_ptr(key)?;
+        // SAFETY: the kernel keeps the record's memory until the program ends; any bits make a record.
+        Some(unsafe { *record })
+    }
+
+    #[inline(always)]
+    fn remember(&self, key: &PeerKey<F>, asked: &Peer<F>) -> bool {
+        F::peers().insert(key, asked, 0).is_ok()
     }
 }

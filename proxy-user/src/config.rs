@@ -177,6 +177,19 @@ pub struct PodNetworkConfig {
     pub not_masqueraded: Vec<ipnet::IpNet>,
 }
 
+/// Which processes' sockets are led to backends.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SocketsConfig {
+    /// Any at all.
+    pub enabled: bool,
+    /// Those of processes in this cgroup; none: in any.
+    pub cgroup: Option<PathBuf>,
+    /// Sockets of UDP, too.
+    pub udp: bool,
+    /// Sockets in other network namespaces than this node's, too.
+    pub pods: bool,
+}
+
 /// A checked configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -216,6 +229,8 @@ pub struct Config {
     pub timeouts: FlowTimeouts,
     /// Pods' networks.
     pub pod_network: PodNetworkConfig,
+    /// Sockets.
+    pub sockets: SocketsConfig,
 }
 
 impl Config {
@@ -272,6 +287,7 @@ impl Config {
             nat_ports: self.nat_ports.clone(),
             algorithm: self.algorithm,
             node_port_ranges: self.node_port_ranges.clone(),
+            sockets: self.sockets.enabled,
             held: Held::new(),
         }
     }

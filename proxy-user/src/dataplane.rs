@@ -19,7 +19,7 @@ pub mod table;
 pub mod upgrade;
 pub mod verification;
 
-pub use load::{Globals, Programs};
+pub use load::{Globals, Programs, SocketGlobals};
 pub use lock::InstanceLock;
 pub use maps::{MapSizes, Maps};
 pub use pins::PinFolder;

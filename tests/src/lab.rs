@@ -2,13 +2,15 @@
 //!
 //! [`layout`] says what the standard world is, [`topology`] how any world is described and made,
 //! [`world`] keeps one standing, [`remains`] takes it away. [`answer`] are the servers in the pods,
-//! [`ask`] single questions to them, [`load`] traffic that goes on and counts its losses.
+//! [`ask`] single questions to them, [`dial`] questions by a socket of a certain kind, [`load`] traffic that goes on and counts its losses.
 
 pub mod answer;
 pub mod ask;
 pub mod capture;
+pub mod cgroup;
 pub mod cluster;
 pub mod demo;
+pub mod dial;
 pub mod layout;
 pub mod load;
 pub mod manifest;

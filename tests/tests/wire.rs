@@ -25,6 +25,8 @@ mod plain;
 mod restart;
 #[path = "wire/services.rs"]
 mod services;
+#[path = "wire/sockets.rs"]
+mod sockets;
 #[path = "wire/worlds.rs"]
 mod worlds;
 
@@ -64,6 +66,7 @@ fn main() -> Result<ExitCode> {
         manifests::trials(),
         restart::trials(),
         cli::trials(&worlds, has_vlans),
+        sockets::trials(),
         demo::trials(),
         bench::trials(),
     ]

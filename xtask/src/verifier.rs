@@ -22,7 +22,7 @@ const ELSEWHERE_PERCENT: u64 = 150;
 pub(crate) struct Measurement {
     /// Name in the object.
     pub(crate) name: String,
-    /// `xdp` or `tc`.
+    /// `xdp`, `tc` or `socket`.
     pub(crate) kind: String,
     /// Instructions of the program.
     pub(crate) instructions: u64,

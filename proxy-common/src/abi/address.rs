@@ -50,6 +50,18 @@ impl Addr6 {
     }
 }
 
+impl Addr6 {
+    /// The IPv4 address that an IPv6 socket means with an IPv4-mapped one (RFC 4291 2.5.5.2).
+    #[inline(always)]
+    #[must_use]
+    pub const fn mapped(&self) -> Option<Addr4> {
+        match self.0 {
+            [0, 0, 0, 0, 0, 0xffff, a, b] => Some(Addr4([a, b])),
+            _ => None,
+        }
+    }
+}
+
 impl From<core::net::Ipv4Addr> for Addr4 {
     fn from(address: core::net::Ipv4Addr) -> Self {
         Self::from_bytes(address.octets())
@@ -81,6 +93,13 @@ pub trait Address: Plain + Copy + Default + Eq + Ord + core::hash::Hash + core::
 
     /// As the standard library's type.
     fn to_ip(self) -> core::net::IpAddr;
+
+    /// Stands for a client that is known by its network namespace alone (`SO_NETNS_COOKIE`), among
+    /// clients that are known by address. No packet comes from such an address.
+    fn of_network(cookie: u64) -> Self;
+
+    /// Whether it leads to the own machine alone (127.0.0.0/8, RFC 1122 3.2.1.3; `::1`).
+    fn is_loopback(&self) -> bool;
 }
 
 impl Address for Addr4 {
@@ -113,6 +132,19 @@ impl Address for Addr4 {
 
     fn to_ip(self) -> core::net::IpAddr {
         core::net::Ipv4Addr::from(self.bytes()).into()
+    }
+
+    /// In 0.0.0.0/8 (RFC 1122 3.2.1.3).
+    #[inline(always)]
+    fn of_network(cookie: u64) -> Self {
+        let [.., a, b, c] = cookie.to_be_bytes();
+        Self::from_bytes([0, a, b, c])
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        let [first, ..] = self.bytes();
+        first == 127
     }
 }
 
@@ -147,6 +179,29 @@ impl Address for Addr6 {
 
     fn to_ip(self) -> core::net::IpAddr {
         core::net::Ipv6Addr::from(self.bytes()).into()
+    }
+
+    /// In 100::/64, the discard prefix (RFC 6666).
+    #[inline(always)]
+    fn of_network(cookie: u64) -> Self {
+        let [a, b, c, d, e, f, g, h] = cookie.to_be_bytes();
+        let word = |high, low| u16::from_ne_bytes([high, low]);
+        let discard = word(1, 0);
+        Self([
+            discard,
+            0,
+            0,
+            0,
+            word(a, b),
+            word(c, d),
+            word(e, f),
+            word(g, h),
+        ])
+    }
+
+    #[inline(always)]
+    fn is_loopback(&self) -> bool {
+        self.0 == [0, 0, 0, 0, 0, 0, 0, u16::from_ne_bytes([0, 1])]
     }
 }
 

@@ -47,7 +47,8 @@ impl<F: Family> SourceKey<F> {
 pub struct AffinityKey<F: Family> {
     /// The service, a key of `OBJECTS`.
     pub service: u32,
-    /// The client's address.
+    /// The client's address; of one that is led at its socket, what stands for its network namespace
+    /// ([`Address::of_network`]).
     pub client: F::Addr,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey, Flow,
-    FlowKey, Service, ServiceKey, Settings, SourceKey, V4, V6,
+    FlowKey, Peer, PeerKey, Service, ServiceKey, Settings, SourceKey, V4, V6,
 };
 
 pub(super) const FILTER_BITS_LOG2: u32 = 20;
@@ -171,6 +171,18 @@ pub const MAPS: &[MapSpec] = &[
         MapKind::LruHash,
         65_536,
         "backends that clients are kept with; datapath",
+    ),
+    spec::<PeerKey<V4>, Peer<V4>>(
+        "PEERS_V4",
+        MapKind::LruHash,
+        65_536,
+        "services that sockets believe to talk to; datapath",
+    ),
+    spec::<PeerKey<V6>, Peer<V6>>(
+        "PEERS_V6",
+        MapKind::LruHash,
+        65_536,
+        "services that sockets believe to talk to; datapath",
     ),
     spec::<u32, Counter>(
         "COUNTERS",

@@ -1,6 +1,6 @@
 //! Choosing a backend and a source port, by hash.
 
-use crate::abi::{Address, Family, FlowKey};
+use crate::abi::{Address, Family, FlowKey, ServiceKey};
 
 /// A hash of a packet's addresses and ports: equal inputs meet equal backends.
 #[inline(always)]
@@ -12,6 +12,15 @@ pub fn tuple_hash<F: Family>(key: &FlowKey<F>, seed: u32) -> u32 {
     let addresses =
         mix(key.source.digest() ^ u64::from(seed) << 32).wrapping_add(key.destination.digest());
     (mix(mix(addresses) ^ ports) >> 32) as u32
+}
+
+/// A hash of a socket, by its cookie, and what it asks for: equal inputs meet equal backends.
+#[inline(always)]
+#[must_use]
+pub fn socket_hash<F: Family>(cookie: u64, key: &ServiceKey<F>, seed: u32) -> u32 {
+    let service = u64::from(key.port.raw()) << 40 | u64::from(key.protocol);
+    let socket = mix(cookie ^ u64::from(seed) << 32).wrapping_add(key.address.digest());
+    (mix(mix(socket) ^ service) >> 32) as u32
 }
 
 /// `hash` mapped onto `0..count`, without a division; 0 if `count` is 0.

@@ -13,7 +13,7 @@ use super::flow::{self, Arrival, is_stale};
 use super::headers::{self, Layout, Transport};
 use super::tables::FamilyTables;
 use super::verdict::{Event, Reason, Verdict, counted};
-use super::{Hook, Hop, RouteQuery, choice, forward, refuse};
+use super::{Hook, Hop, RouteQuery, choice, forward, refuse, selection};
 
 /// A connection in the making. In the kernel it lies in a per-CPU map: a hook's stack is 512 bytes,
 /// those of all functions that are called together.
@@ -319,7 +319,11 @@ fn lead<H: Hook, F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T
         && step != FlowStep::Local;
     // This node's own processes may talk to themselves: their source is this node's already.
     let hairpin = draft.opener == Client::Pod && draft.destination == draft.key.source;
-    draft.translated = leaves || hairpin;
+    // A process that asks for a loopback address, from one: no answer would come back to that.
+    let homebound = draft.opener == Client::ThisNode
+        && step != FlowStep::Local
+        && draft.key.source.is_loopback();
+    draft.translated = leaves || hairpin || homebound;
     draft.source = draft.key.source;
     if draft.translated {
         draft.source = egress_address::<F, T>(tables, &draft.hop, draft.layout.vlan);
@@ -380,14 +384,7 @@ fn find_service<F: Family, T: FamilyTables<F>>(
     if service.flags & service_flag::RESTRICTED != 0 && !client::is_admitted(draft, tables) {
         return Some(Admission::drop(Reason::SourceNotAllowed));
     }
-    // Pods and processes of this node that ask for an external address are led to any endpoint, as if
-    // they had gone out and come in at another node.
-    draft.local = service.flags & service_flag::LOCAL != 0
-        && (outside || service.flags & service_flag::EXTERNAL == 0);
-    if draft.local {
-        draft.service.first_slot = service.first_local;
-        draft.service.slots = service.local_slots;
-    }
+    draft.local = selection::narrow(&mut draft.service, outside);
     if draft.service.slots != 0 {
         return None;
     }
@@ -401,9 +398,6 @@ fn find_service<F: Family, T: FamilyTables<F>>(
 }
 
 /// Chooses the backend.
-///
-/// A record of `SERVICES_*` may be replaced while it is read; that the backend names the service again
-/// shows that what was read belongs together.
 #[inline(always)]
 fn choose_backend<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &T) -> Option<()> {
     let seed = if draft.service.flags & service_flag::MAGLEV != 0 {
@@ -412,9 +406,14 @@ fn choose_backend<F: Family, T: FamilyTables<F>>(draft: &mut Draft<F>, tables: &
         tables.settings()?.seed.wrapping_add(tables.tick())
     };
     let slot = choice::scale(choice::tuple_hash(&draft.key, seed), draft.service.slots);
-    draft.index = tables.slot(draft.service.first_slot.wrapping_add(slot))?;
-    draft.backend = tables.backend(draft.index)?;
-    (draft.backend.service == draft.service.id).then_some(())
+    selection::take(
+        &draft.service,
+        slot,
+        tables,
+        &mut draft.index,
+        &mut draft.backend,
+    )
+    .then_some(())
 }
 
 /// This node's address towards the device that a packet leaves by.

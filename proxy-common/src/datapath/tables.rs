@@ -4,7 +4,7 @@ use core::ops::DerefMut;
 
 use crate::abi::{
     AddressFlags, Affinity, AffinityKey, Backend, Device, DeviceKey, Family, FilterKind, Flow,
-    FlowKey, Service, ServiceKey, Settings, SourceKey,
+    FlowKey, Peer, PeerKey, Service, ServiceKey, Settings, SourceKey,
 };
 
 use super::connect::Draft;
@@ -91,4 +91,13 @@ pub trait FamilyTables<F: Family>: Tables {
 
     /// The record in which a connection is made: one per CPU, in any state.
     fn draft(&self) -> Option<Self::DraftRef<'_>>;
+}
+
+/// The tables of sockets.
+pub trait SocketTables<F: Family>: FamilyTables<F> {
+    /// Looks up what a socket's peer stands for.
+    fn peer(&self, key: &PeerKey<F>) -> Option<Peer<F>>;
+
+    /// Notes what a socket's peer stands for. False: it cannot be noted.
+    fn remember(&self, key: &PeerKey<F>, asked: &Peer<F>) -> bool;
 }

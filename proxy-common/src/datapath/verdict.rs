@@ -180,6 +180,10 @@ numbered! {
         Refused = 34, "refused";
         /// A source port was claimed other than the client's own.
         PortClaimed = 35, "port-claimed";
+        /// A process connected to a service, and its socket to a backend.
+        SocketConnected = 36, "socket-connected";
+        /// A process sent a datagram to a service, and its socket to a backend.
+        DatagramLed = 37, "datagram-led";
     }
 }
 

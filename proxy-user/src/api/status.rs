@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     config::Source,
     daemon::View,
+    dataplane::attach::AttachedSockets,
     model::{Kind, Notice},
     source::{apiserver::KindHealth, snapshot::Counts},
 };
@@ -43,6 +44,9 @@ pub struct Status {
     pub pending: Vec<PendingStatus>,
     /// Devices with programs.
     pub devices: Vec<DeviceStatus>,
+    /// What is attached to sockets; none: sockets are not led.
+    #[serde(default)]
+    pub sockets: Option<AttachedSockets>,
     /// The flow tables.
     pub flows: FlowStatus,
     /// Settings of the node that keep services from working.
@@ -177,6 +181,7 @@ pub fn status(view: &View) -> Status {
         sync,
         pending: pending.collect(),
         devices: devices.collect(),
+        sockets: current.sockets.clone(),
         flows: FlowStatus {
             connections: current.swept.live,
             entries_v4: current.swept.entries_v4,

@@ -111,6 +111,7 @@ fn conflicts(state: &State, config: Option<&Config>, node: &str) -> Vec<Notice> 
             nat_ports: 61_000..=65_535,
             algorithm: Algorithm::Random,
             node_port_ranges: Vec::new(),
+            sockets: false,
             held: Held::new(),
         },
         |config| Options {

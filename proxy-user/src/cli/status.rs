@@ -12,6 +12,7 @@ use anyhow::Context;
 use super::{Exit, Failure, output::Output, output::table, show};
 use crate::{
     api::{ClientError, Status},
+    dataplane::attach::AttachedSockets,
     model::Severity,
 };
 
@@ -103,6 +104,9 @@ fn describe(status: &Status, now: SystemTime) -> String {
             flows.connections, flows.entries_v4, flows.capacity, flows.entries_v6, flows.capacity,
         ),
     );
+    if let Some(sockets) = &status.sockets {
+        line("sockets", led(sockets));
+    }
     if !status.devices.is_empty() {
         let rows = status.devices.iter().map(|device| {
             let problems = device.problems.join("; ");
@@ -135,6 +139,27 @@ fn describe(status: &Status, now: SystemTime) -> String {
         &format!("{name}:"),
         told.map(ToString::to_string),
     );
+    text
+}
+
+/// Whose sockets are led.
+fn led(sockets: &AttachedSockets) -> String {
+    let AttachedSockets {
+        cgroup,
+        protocols,
+        pods,
+        programs,
+        problems,
+    } = sockets;
+    let whose = if *pods { "node and pods" } else { "node" };
+    let mut text = format!(
+        "{} of {whose} in {}, {programs} programs",
+        protocols.join(" and "),
+        cgroup.display()
+    );
+    for problem in problems {
+        let _ = write!(text, "; {problem}");
+    }
     text
 }
 

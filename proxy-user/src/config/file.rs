@@ -40,6 +40,8 @@ pub(super) struct File {
     pub(super) metrics: Metrics,
     #[serde(default)]
     pub(super) pod_network: PodNetwork,
+    #[serde(default)]
+    pub(super) sockets: Sockets,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -148,4 +150,13 @@ pub(super) struct PodNetwork {
     pub(super) masquerade: Option<bool>,
     #[serde(default)]
     pub(super) not_masqueraded: Vec<Text>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Sockets {
+    pub(super) enabled: Option<bool>,
+    pub(super) cgroup: Option<Text>,
+    pub(super) udp: Option<bool>,
+    pub(super) pods: Option<bool>,
 }

@@ -11,8 +11,8 @@ use toml::Spanned;
 use wildmatch::WildMatch;
 
 use super::{
-    Config, ConfigError, FlowTimeouts, MapSizes, PodNetworkConfig, Problem, Source, VERSION,
-    XdpMode, file,
+    Config, ConfigError, FlowTimeouts, MapSizes, PodNetworkConfig, Problem, SocketsConfig, Source,
+    VERSION, XdpMode, file,
 };
 use crate::model::Algorithm;
 
@@ -91,6 +91,12 @@ pub(super) fn resolve(
                 "pod_network.not_masqueraded",
                 &parsed.pod_network.not_masqueraded,
             ),
+        },
+        sockets: SocketsConfig {
+            enabled: parsed.sockets.enabled.unwrap_or(false),
+            cgroup: check.cgroup(parsed.sockets.cgroup.as_ref()),
+            udp: parsed.sockets.udp.unwrap_or(false),
+            pods: parsed.sockets.pods.unwrap_or(false),
         },
         instance,
     };
@@ -283,6 +289,17 @@ impl Check<'_> {
             self.bad("state.directory", text, remedy);
         }
         path
+    }
+
+    fn cgroup(&mut self, cgroup: Option<&Spanned<String>>) -> Option<PathBuf> {
+        let text = cgroup?;
+        let path = PathBuf::from(text.get_ref());
+        if !path.is_absolute() {
+            let remedy = "write the absolute path of a cgroup's folder, as \"/sys/fs/cgroup\", or \
+                          leave it out for all cgroups";
+            self.bad("sockets.cgroup", text, remedy);
+        }
+        Some(path)
     }
 
     fn xdp(&mut self, key: &str, mode: Option<&Spanned<String>>) -> XdpMode {

@@ -43,6 +43,12 @@ address = "192.0.2.11:10256"
 
 [metrics]
 address = "off"
+
+[sockets]
+enabled = true
+cgroup = "/sys/fs/cgroup/system.slice"
+udp = true
+pods = true
 "#;
 
 const LEAST: &str =
@@ -84,6 +90,24 @@ fn reads_every_key() {
     assert_eq!(config.node_port_ranges.len(), 2);
     assert_eq!(config.health, Some("192.0.2.11:10256".parse().unwrap()));
     assert_eq!(config.metrics, None);
+    let sockets = SocketsConfig {
+        enabled: true,
+        cgroup: Some("/sys/fs/cgroup/system.slice".into()),
+        udp: true,
+        pods: true,
+    };
+    assert_eq!(config.sockets, sockets);
+    assert!(config.options().sockets);
+}
+
+#[test]
+fn a_cgroup_is_an_absolute_path() {
+    let told = error(&format!("{LEAST}[sockets]\ncgroup = \"system.slice\"\n"));
+    let expected =
+        ":7: sockets.cgroup = \"system.slice\": write the absolute path of a cgroup's folder";
+    assert!(told.contains(expected), "{told}");
+    let told = error(&format!("{LEAST}[sockets]\nprotocols = [\"udp\"]\n"));
+    assert!(told.contains("unknown field `protocols`"), "{told}");
 }
 
 #[test]

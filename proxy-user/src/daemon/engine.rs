@@ -14,7 +14,9 @@ use super::unconfirmed::{self, Unconfirmed};
 use super::view::{Current, Pending, Sync, View};
 use crate::config::Config;
 use crate::dataplane::apply::{self, Outcome};
-use crate::dataplane::attach::{AttachError, Attached, Attachments, TcMode};
+use crate::dataplane::attach::{
+    AttachError, Attached, AttachedSockets, Attachments, Sockets, TcMode,
+};
 use crate::dataplane::flows::{Clock, SweepError, Sweeper, Swept, Totals};
 use crate::dataplane::load::{Globals, LoadError, Programs, embedded_object};
 use crate::dataplane::maps::MapError;
@@ -75,6 +77,7 @@ pub struct Engine {
     netlink: Netlink,
     sysctl: Sysctl,
     attachments: Attachments,
+    sockets: Sockets,
     allocation: Allocation,
     observed: Observed,
     planner: Planner,
@@ -152,6 +155,7 @@ impl Engine {
         Ok(Self {
             netlink: Netlink::connect().map_err(StartError::Probe)?,
             sysctl: Sysctl::default(),
+            sockets: Sockets::new(folder.clone(), object),
             attachments: Attachments::new(folder, programs, tc),
             allocation,
             observed,
@@ -235,6 +239,7 @@ impl Engine {
             outcome = outcome.then(self.write(&look.facts)?);
             attached = self.attachments.sync(&look.targets)?;
         }
+        let sockets = self.sockets.sync(&self.config.sockets);
         let Look {
             facts,
             mut findings,
@@ -250,8 +255,11 @@ impl Engine {
         ));
         let unfinished = !outcome.failures.is_empty()
             || outcome.waiting > 0
-            || attached.iter().any(|device| !device.problems.is_empty());
-        self.picture(began, facts, attached, findings, &outcome);
+            || attached.iter().any(|device| !device.problems.is_empty())
+            || sockets
+                .as_ref()
+                .is_some_and(|sockets| !sockets.problems.is_empty());
+        self.picture(began, facts, (attached, sockets), findings, &outcome);
         Ok(unfinished)
     }
 
@@ -381,7 +389,7 @@ impl Engine {
         &mut self,
         began: Instant,
         facts: Facts,
-        attached: Vec<Attached>,
+        (attached, sockets): (Vec<Attached>, Option<AttachedSockets>),
         findings: Vec<Finding>,
         outcome: &Outcome,
     ) {
@@ -433,6 +441,7 @@ impl Engine {
             current.notices = notices;
             current.facts = Arc::new(facts);
             current.attached = attached;
+            current.sockets = sockets;
             current.findings = findings;
             current.sync = Some(sync);
             current.pending = pending;
@@ -503,6 +512,7 @@ fn first_picture(config: &Arc<Config>, features: Features) -> Current {
         unserved: Arc::default(),
         facts: Arc::default(),
         attached: Vec::new(),
+        sockets: None,
         findings: Vec::new(),
         sync: None,
         pending: Vec::new(),

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::progress::Progress;
 
 use crate::config::Config;
-use crate::dataplane::attach::Attached;
+use crate::dataplane::attach::{Attached, AttachedSockets};
 use crate::dataplane::flows::{Clock, Swept, Totals};
 use crate::dataplane::{Features, Maps, PinFolder};
 use crate::health::Probes;
@@ -68,6 +68,8 @@ pub struct Current {
     pub facts: Arc<Facts>,
     /// What is attached where.
     pub attached: Vec<Attached>,
+    /// What is attached to sockets; none: sockets are not led.
+    pub sockets: Option<AttachedSockets>,
     /// Settings of this node that keep services from working.
     pub findings: Vec<Finding>,
     /// The last round; none: there has been none.

@@ -5,6 +5,7 @@
 
 mod clsact;
 mod link;
+mod sockets;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use proxy_common::abi::{LOOPBACK, Settings};
 
 use self::link::Link;
+pub use self::sockets::{AttachedSockets, Sockets};
 use super::load::{Program, Programs, program_name};
 use super::maps;
 use super::pins::{PinError, PinFolder, remove_pin};
@@ -69,6 +71,14 @@ pub enum AttachError {
         path: PathBuf,
         /// What the kernel said.
         source: io::Error,
+    },
+    /// The sockets of a cgroup.
+    #[error("sockets.cgroup = {cgroup:?}: {problem}")]
+    Cgroup {
+        /// The cgroup's folder.
+        cgroup: PathBuf,
+        /// What is wrong, and what to write.
+        problem: String,
     },
     /// Around the pins' folder.
     #[error(transparent)]
@@ -371,6 +381,9 @@ impl Attachments {
             .retain(|(_, ifindex), _| wanted.contains_key(ifindex));
         for (program, ifindex, path) in self.folder.pinned_links()? {
             // A program that only another version has would work beside ours.
+            if sockets::is_program(&program) {
+                continue;
+            }
             if !wanted.contains_key(&ifindex) || Hook::of_program(&program).is_none() {
                 remove_link(&path)?;
                 tracing::info!(ifindex, program, "detached");

@@ -161,25 +161,64 @@ impl Programs {
     /// Loads the programs of `object`, which use the maps pinned in `folder`: those must be there
     /// already ([`Maps::open_or_create`](super::Maps::open_or_create)).
     pub fn load(object: &[u8], folder: &PinFolder, globals: Globals) -> Result<Self, LoadError> {
-        let object = not_a_stub(object)?;
-        let mut loader = EbpfLoader::new();
-        // No type information of the kernel is used: reading it takes longer than all the rest.
-        loader.btf(None);
-        loader.verifier_log_level(VerifierLogLevel::default());
-        for spec in MAPS {
-            loader.map_pin_path(spec.name, folder.map(spec.name));
-        }
-        loader.override_global("FIXED_TICK", &globals.fixed_tick, true);
-        loader.override_global("L4_CSUM_IPV6", &globals.l4_csum_ipv6, true);
-        let mut ebpf = loader
-            .load(object)
-            .map_err(|error| LoadError::Object(Box::new(error)))?;
+        let mut ebpf = open(object, folder, |loader| {
+            loader.override_global("FIXED_TICK", &globals.fixed_tick, true);
+            loader.override_global("L4_CSUM_IPV6", &globals.l4_csum_ipv6, true);
+        })?;
         Ok(Self {
             xdp_uplink: load(&mut ebpf, program_name::XDP_UPLINK)?,
             tc_ingress: load(&mut ebpf, program_name::TC_INGRESS)?,
             tc_egress: load(&mut ebpf, program_name::TC_EGRESS)?,
         })
     }
+}
+
+/// Which sockets' programs lead sockets; fixed when they are loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketGlobals {
+    /// The node's network namespace (`SO_NETNS_COOKIE`); zero: the initial one.
+    pub node_network: u64,
+    /// Sockets of other network namespaces, too.
+    pub pods: bool,
+    /// Sockets of UDP, too.
+    pub udp: bool,
+}
+
+/// Loads the programs of these names for sockets, which use the maps pinned in `folder`.
+pub(super) fn load_for_sockets(
+    object: &[u8],
+    folder: &PinFolder,
+    globals: SocketGlobals,
+    names: impl Iterator<Item = &'static str>,
+) -> Result<Vec<Program>, LoadError> {
+    let switches = [globals.pods, globals.udp].map(u32::from);
+    let [pods, udp] = &switches;
+    let mut ebpf = open(object, folder, |loader| {
+        loader.override_global("NODE_NETWORK", &globals.node_network, true);
+        loader.override_global("SOCKETS_OF_PODS", pods, true);
+        loader.override_global("SOCKETS_OF_UDP", udp, true);
+    })?;
+    names.map(|name| load(&mut ebpf, name)).collect()
+}
+
+/// Reads the object and opens its maps.
+fn open<'a>(
+    object: &[u8],
+    folder: &PinFolder,
+    globals: impl FnOnce(&mut EbpfLoader<'a>),
+) -> Result<Ebpf, LoadError> {
+    let object = not_a_stub(object)?;
+    let mut loader = EbpfLoader::new();
+    // No type information of the kernel is used: reading it takes longer than all the rest.
+    loader.btf(None);
+    loader.verifier_log_level(VerifierLogLevel::default());
+    for spec in MAPS {
+        loader.map_pin_path(spec.name, folder.map(spec.name));
+    }
+    globals(&mut loader);
+    loader
+        .load(object)
+        .map_err(|error| LoadError::Object(Box::new(error)))
 }
 
 fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Program, LoadError> {
@@ -190,6 +229,10 @@ fn load(ebpf: &mut Ebpf, name: &'static str) -> Result<Program, LoadError> {
             program.fd().map_err(explain)?.as_fd().try_clone_to_owned()
         }
         Some(AyaProgram::SchedClassifier(program)) => {
+            undisturbed(|| program.load(), sleep).map_err(explain)?;
+            program.fd().map_err(explain)?.as_fd().try_clone_to_owned()
+        }
+        Some(AyaProgram::CgroupSockAddr(program)) => {
             undisturbed(|| program.load(), sleep).map_err(explain)?;
             program.fd().map_err(explain)?.as_fd().try_clone_to_owned()
         }

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use proxy_common::abi::{
     Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey, Flow,
-    FlowKey, MAPS, MapKind, MapSpec, OBJECT_NAME_BYTES, Service, ServiceKey, Settings, SourceKey,
-    V4, V6,
+    FlowKey, MAPS, MapKind, MapSpec, OBJECT_NAME_BYTES, Peer, PeerKey, Service, ServiceKey,
+    Settings, SourceKey, V4, V6,
 };
 
 use super::pins::{PinError, PinFolder};
@@ -113,6 +113,8 @@ pub struct Maps {
     pub flows_v6: Table<FlowKey<V6>, Flow<V6>>,
     pub affinity_v4: Table<AffinityKey<V4>, Affinity>,
     pub affinity_v6: Table<AffinityKey<V6>, Affinity>,
+    pub peers_v4: Table<PeerKey<V4>, Peer<V4>>,
+    pub peers_v6: Table<PeerKey<V6>, Peer<V6>>,
     pub counters: PerCpuTable<Counter>,
 }
 
@@ -169,6 +171,8 @@ impl Maps {
             flows_v6: table(named("FLOWS_V6")?)?,
             affinity_v4: table(named("AFFINITY_V4")?)?,
             affinity_v6: table(named("AFFINITY_V6")?)?,
+            peers_v4: table(named("PEERS_V4")?)?,
+            peers_v6: table(named("PEERS_V6")?)?,
             counters: PerCpuTable::new(named("COUNTERS")?).map_err(shape)?,
         })
     }

@@ -18,7 +18,8 @@ use std::path::Path;
 
 pub use program::TestRun;
 pub(super) use program::{
-    link_create, link_detach, link_update, program_load, query, test_run, test_run_in,
+    link_create, link_create_at_cgroup, link_detach, link_update, network_cookie, program_load,
+    query, test_run, test_run_in,
 };
 
 /// Command numbers (`enum bpf_cmd`, include/uapi/linux/bpf.h).
@@ -448,6 +449,16 @@ pub(super) struct LinkInfo {
     pub(super) ifindex: u32,
     /// TCX: `enum bpf_attach_type`.
     pub(super) attach_type: u32,
+}
+
+impl LinkInfo {
+    /// Links of cgroups have this in place of the last two fields: the cgroup's number, zero once it is
+    /// gone.
+    pub(super) const fn cgroup(&self) -> u64 {
+        let ([a, b, c, d], [e, f, g, h]) =
+            (self.ifindex.to_ne_bytes(), self.attach_type.to_ne_bytes());
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h])
+    }
 }
 
 /// What the kernel says of a program, its beginning (`struct bpf_prog_info`).

@@ -228,6 +228,8 @@ mod tests {
         ("FLOWS_V6", 2, 40, 96),
         ("AFFINITY_V4", 4, 8, 16),
         ("AFFINITY_V6", 4, 20, 16),
+        ("PEERS_V4", 1, 16, 8),
+        ("PEERS_V6", 1, 28, 20),
         ("COUNTERS", 1, 4, 16),
     ];
 

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use aya::maps::Map;
 use aya::{EbpfError, EbpfLoader};
-use aya_obj::generated::bpf_insn;
+use aya_obj::generated::{bpf_attach_type, bpf_insn};
+use aya_obj::programs::CgroupSockAddrAttachType;
 use aya_obj::relocation::EbpfRelocationError;
 use aya_obj::{Object, ParseError, ProgramSection};
 
@@ -33,7 +34,7 @@ const STEPS_BYTES: usize = 16 * 1024 * 1024;
 pub struct Account {
     /// Name in the object.
     pub name: String,
-    /// `xdp` or `tc`.
+    /// `xdp`, `tc` or `socket`.
     pub hook: &'static str,
     /// Instructions of the program with the functions that it calls.
     pub instructions: usize,
@@ -60,7 +61,7 @@ pub enum VerificationError {
     #[error("cannot put the maps' addresses into the programs")]
     Relocation(#[from] EbpfRelocationError),
     /// A program of a type that Causeway does not have.
-    #[error("program {name} is neither for XDP nor for TC")]
+    #[error("program {name} is neither for XDP, nor for TC, nor for sockets")]
     Hook {
         /// Its name.
         name: String,
@@ -132,6 +133,7 @@ fn account(
     let hook = match program.section {
         ProgramSection::Xdp { .. } => Hook::XDP,
         ProgramSection::SchedClassifier => Hook::TC,
+        ProgramSection::CgroupSockAddr { attach_type } => Hook::socket(attach_type),
         _ => return Err(VerificationError::Hook { name }),
     };
     let license = program.license.as_bytes_with_nul();
@@ -181,6 +183,15 @@ impl Hook {
         program_type: 6,
         attach_type: 37,
     };
+    /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+    fn socket(attach_type: CgroupSockAddrAttachType) -> Self {
+        Self {
+            name: "socket",
+            program_type: 18,
+            attach_type: bpf_attach_type::from(attach_type) as u32,
+        }
+    }
+
     /// `BPF_PROG_TYPE_SCHED_CLS`, no attach type.
     const TC: Self = Self {
         name: "tc",

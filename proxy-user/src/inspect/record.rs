@@ -1,12 +1,16 @@
 //! Maps record by record, typed and raw.
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+};
 
 use proxy_common::{
     abi::{
         Addr4, Addr6, Address, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device,
-        DeviceKey, DeviceRole, Family, Flow, FlowKey, FlowStep, MAPS, MapKind, Service, ServiceKey,
-        Settings, SourceKey, address_flag, backend_flag, device_flag, flow_state, service_flag,
+        DeviceKey, DeviceRole, Family, Flow, FlowKey, FlowStep, MAPS, MapKind, Peer, PeerKey,
+        Service, ServiceKey, Settings, SourceKey, address_flag, backend_flag, device_flag,
+        flow_state, service_flag,
     },
     datapath::{Event, Reason},
     wire::{MacAddr, Plain},
@@ -123,6 +127,8 @@ macro_rules! with_table {
             "FLOWS_V6" => $visit("FLOWS_V6", &$maps.flows_v6, $($extra),*),
             "AFFINITY_V4" => $visit("AFFINITY_V4", &$maps.affinity_v4, $($extra),*),
             "AFFINITY_V6" => $visit("AFFINITY_V6", &$maps.affinity_v6, $($extra),*),
+            "PEERS_V4" => $visit("PEERS_V4", &$maps.peers_v4, $($extra),*),
+            "PEERS_V6" => $visit("PEERS_V6", &$maps.peers_v6, $($extra),*),
             other => Err(RecordError::Unknown { name: other.to_owned() }),
         }
     };
@@ -373,6 +379,20 @@ impl<F: Family> Words for SourceKey<F> {
 impl<F: Family> Words for AffinityKey<F> {
     fn words(&self) -> Value {
         json!(format!("{} {}", self.service, self.client.to_ip()))
+    }
+}
+
+impl<F: Family> Words for PeerKey<F> {
+    fn words(&self) -> Value {
+        let [low, high] = self.socket.map(u64::from);
+        let peer = SocketAddr::new(self.address.to_ip(), self.port.get());
+        json!({"socket": high << 32 | low, "backend": peer})
+    }
+}
+
+impl<F: Family> Words for Peer<F> {
+    fn words(&self) -> Value {
+        json!(SocketAddr::new(self.address.to_ip(), self.port.get()))
     }
 }
 

@@ -16,6 +16,8 @@ pub struct Options {
     pub algorithm: Algorithm,
     /// Where node ports and host ports are served; empty: at all addresses of uplinks.
     pub node_port_ranges: Vec<ipnet::IpNet>,
+    /// Sockets are led to backends: they find node ports and host ports at loopback addresses, too.
+    pub sockets: bool,
     /// Service ports that stay as they are, whatever is desired: left out here, and
     /// [`Planner::carry`] adds what the maps hold of them.
     pub held: Held,

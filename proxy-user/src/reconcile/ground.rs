@@ -1,6 +1,9 @@
 //! What the compilation of every service port stands on.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use super::{Facts, Options, claims::ServiceAddresses, facts::is_usable};
 use crate::model::{Algorithm, Here, State, ZONE_LABEL};
@@ -35,12 +38,16 @@ impl Ground {
         let shared: BTreeSet<IpAddr> = shared.copied().collect();
         let known = node.map(|node| node.addresses.as_slice());
         let known = known.unwrap_or_default();
-        let node_ports = node_port_addresses(facts, &local, &options.node_port_ranges)
-            .into_iter()
-            // Never at an address that belongs to a service, unless the cluster knows this node by
-            // it.
-            .filter(|address| !shared.contains(address) || known.contains(address))
-            .collect();
+        let mut node_ports: Vec<IpAddr> =
+            node_port_addresses(facts, &local, &options.node_port_ranges)
+                .into_iter()
+                // Never at an address that belongs to a service, unless the cluster knows this node by
+                // it.
+                .filter(|address| !shared.contains(address) || known.contains(address))
+                .collect();
+        if options.sockets {
+            node_ports.extend(loopback_places(&options.node_port_ranges));
+        }
         Self {
             node: options.node.clone(),
             zone: zone.filter(|zone| !zone.is_empty()).cloned(),
@@ -57,6 +64,18 @@ impl Ground {
             zone: self.zone.as_deref(),
         }
     }
+}
+
+/// What sockets find in place of loopback addresses (`datapath::socket`), if node ports are served
+/// there.
+fn loopback_places(ranges: &[ipnet::IpNet]) -> impl Iterator<Item = IpAddr> {
+    let places: [(IpAddr, IpAddr); 2] = [
+        (Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::LOCALHOST.into()),
+        (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
+    ];
+    let served = |a: &IpAddr| ranges.is_empty() || ranges.iter().any(|range| range.contains(a));
+    let places = places.into_iter().filter(move |(_, own)| served(own));
+    places.map(|(place, _)| place)
 }
 
 /// Where node ports may be served: in these ranges; none: at all addresses of uplinks.

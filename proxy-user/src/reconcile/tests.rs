@@ -4,6 +4,7 @@ mod filter;
 mod incremental;
 mod policy;
 mod properties;
+mod sockets;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,6 +43,7 @@ pub(super) fn options() -> Options {
         nat_ports: 61_000..=65_535,
         algorithm: Algorithm::Random,
         node_port_ranges: Vec::new(),
+        sockets: false,
         held: Held::new(),
     }
 }

@@ -7,9 +7,12 @@ use std::ops::{Deref, DerefMut};
 
 use proxy_common::abi::{
     Address, AddressFlags, Affinity, AffinityKey, Backend, Counter, Device, DeviceKey, Family,
-    FilterKind, Flow, FlowKey, Service, ServiceKey, Settings, SourceKey, V4, V6, filter_position,
+    FilterKind, Flow, FlowKey, Peer, PeerKey, Service, ServiceKey, Settings, SourceKey, V4, V6,
+    filter_position,
 };
-use proxy_common::datapath::{Draft, FamilyTables, Hop, Insertion, RouteQuery, Tables};
+use proxy_common::datapath::{
+    Draft, FamilyTables, Hop, Insertion, RouteQuery, SocketTables, Tables,
+};
 
 use super::{Lookup, Observer, Records, SharedRecords};
 
@@ -47,6 +50,7 @@ struct Families {
 struct Written<F: Family> {
     flows: RefCell<BTreeMap<FlowKey<F>, Option<Flow<F>>>>,
     affinity: RefCell<BTreeMap<AffinityKey<F>, Affinity>>,
+    peers: RefCell<BTreeMap<PeerKey<F>, Peer<F>>>,
     draft: RefCell<Draft<F>>,
 }
 
@@ -55,6 +59,7 @@ impl<F: Family> Default for Written<F> {
         Self {
             flows: RefCell::default(),
             affinity: RefCell::default(),
+            peers: RefCell::default(),
             draft: RefCell::default(),
         }
     }
@@ -310,5 +315,18 @@ impl<F: WrittenFamily, R: Records<F>, O: Observer> FamilyTables<F> for Simulatio
 
     fn draft(&self) -> Option<RefMut<'_, Draft<F>>> {
         F::of(&self.families).draft.try_borrow_mut().ok()
+    }
+}
+
+/// Sockets of a simulation are its own: it knows of no others.
+impl<F: WrittenFamily, R: Records<F>, O: Observer> SocketTables<F> for Simulation<'_, R, O> {
+    fn peer(&self, key: &PeerKey<F>) -> Option<Peer<F>> {
+        F::of(&self.families).peers.borrow().get(key).copied()
+    }
+
+    fn remember(&self, key: &PeerKey<F>, asked: &Peer<F>) -> bool {
+        let mut peers = F::of(&self.families).peers.borrow_mut();
+        peers.insert(*key, *asked);
+        true
     }
 }

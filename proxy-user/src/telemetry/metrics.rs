@@ -121,6 +121,10 @@ pub const METRICS: &[Metric] = metrics! {
         device_problems;
     "causeway_device_attached", Gauge, "How programs are attached to a device: always 1.",
         device_attached;
+    "causeway_sockets_attached", Gauge,
+        "Programs that lead sockets to backends; 0: sockets are not led.", sockets_attached;
+    "causeway_sockets_problems", Gauge, "Programs for sockets that could not be attached.",
+        |s| s.add(&[], s.current.sockets.as_ref().map_or(0.0, |sockets| sockets.problems.len() as f64));
     "kubeproxy_sync_proxy_rules_duration_seconds", Histogram,
         "How long rounds of making the kernel what is desired took.",
         |s| s.histogram(&[], s.progress.rounds());
@@ -271,6 +275,17 @@ fn device_attached(samples: &mut Samples<'_>) {
             ],
             1.0,
         );
+    }
+}
+
+fn sockets_attached(samples: &mut Samples<'_>) {
+    let current = samples.current;
+    match &current.sockets {
+        Some(sockets) => {
+            let cgroup = sockets.cgroup.display().to_string();
+            samples.add(&[("cgroup", &cgroup)], sockets.programs as f64);
+        }
+        None => samples.add(&[], 0.0),
     }
 }
 

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use proxy_tests::lab::{
     answer,
     cluster::Hook,
-    demo,
+    demo, dial,
     namespace::Namespace,
     remains::{self, Owner},
 };
@@ -63,6 +63,9 @@ enum Verb {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
     },
+    /// Ask by one socket, and tell what it says
+    #[command(hide = true)]
+    Dial(dial::Dial),
     /// Answer UDP datagrams and TCP lines with a name and the client's address
     #[command(hide = true)]
     Echo {
@@ -116,6 +119,11 @@ fn main() -> Result<ExitCode> {
         }),
         Verb::Down => down(&world),
         Verb::Exec { room, command } => execute(&world, &room, &command),
+        Verb::Dial(dial) => {
+            let told = serde_json::to_string(&dial.run()?)?;
+            writeln!(io::stdout(), "{told}")?;
+            Ok(ExitCode::SUCCESS)
+        }
         Verb::Echo { name, port } => answer::run_echo(&name, port).map(|()| ExitCode::SUCCESS),
     }
 }

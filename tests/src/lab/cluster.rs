@@ -143,6 +143,12 @@ impl Cluster {
             .end(signal)
     }
 
+    /// Sends the daemon of node `number` a signal.
+    pub fn signal(&self, number: u8, signal: Signal) -> Result<()> {
+        let process = self.daemon(number)?.process.as_ref();
+        process.context("the daemon is not running")?.signal(signal)
+    }
+
     /// Starts the daemon of node `number` again, and waits until it is ready.
     pub fn restart(&mut self, number: u8) -> Result<()> {
         let found = self.daemons.iter_mut().find(|daemon| daemon.node == number);

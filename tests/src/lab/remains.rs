@@ -22,7 +22,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{namespace::NAMED, topology::batch};
+use super::{cgroup, namespace::NAMED, topology::batch};
 
 /// Where worlds keep their files.
 pub const ROOT: &str = "/run/causeway-lab";
@@ -125,6 +125,7 @@ pub fn remove(world: &str) -> Result<()> {
     if !commands.is_empty() {
         batch(None, &commands)?;
     }
+    cgroup::remove_all(&prefix(world))?;
     let directory = directory(world);
     for room in list(&directory)? {
         let bpffs = directory.join(room).join("bpf");

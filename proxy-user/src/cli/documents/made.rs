@@ -137,6 +137,8 @@ fn records_of(map: &str) -> [String; 2] {
         "FLOWS_V4" => records(|maps| &maps.flows_v4),
         "FLOWS_V6" => records(|maps| &maps.flows_v6),
         "AFFINITY_V4" => records(|maps| &maps.affinity_v4),
+        "PEERS_V4" => records(|maps| &maps.peers_v4),
+        "PEERS_V6" => records(|maps| &maps.peers_v6),
         "AFFINITY_V6" => records(|maps| &maps.affinity_v6),
         "COUNTERS" => ["u32", "Counter"].map(str::to_owned),
         other => panic!("say which records the map {other} has, here"),
@@ -151,8 +153,9 @@ const FILES: [&str; 6] = [
     "abi/device",
     "abi/flow",
     "abi/client",
+    "abi/peer",
 ];
-const RECORDS: [(&str, usize); 12] = [
+const RECORDS: [(&str, usize); 14] = [
     ("Settings", 1),
     ("SourceKey", 5),
     ("ServiceKey", 2),
@@ -164,6 +167,8 @@ const RECORDS: [(&str, usize); 12] = [
     ("Flow", 4),
     ("AffinityKey", 5),
     ("Affinity", 5),
+    ("PeerKey", 6),
+    ("Peer", 6),
     ("Counter", 0),
 ];
 const NUMBERS: [(&str, usize); 7] = [
@@ -184,7 +189,7 @@ fn bytes(kind: &str) -> [usize; 2] {
         "u16" | "Be16" | "[u8; 2]" => same(2),
         "u32" | "Addr4" => same(4),
         "MacAddr" => same(6),
-        "u64" => same(8),
+        "u64" | "[u32; 2]" => same(8),
         "Addr6" | "[u16; 8]" => same(16),
         "F::Addr" => [4, 16],
         "[u8; 3]" => same(3),

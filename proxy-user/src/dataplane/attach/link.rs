@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use crate::dataplane::load::Program;
@@ -26,6 +26,16 @@ impl Link {
         })
     }
 
+    pub(super) fn at_cgroup(
+        program: &Program,
+        cgroup: BorrowedFd<'_>,
+        attach_type: u32,
+    ) -> io::Result<Self> {
+        Ok(Self {
+            fd: syscall::link_create_at_cgroup(program.as_fd(), cgroup, attach_type)?,
+        })
+    }
+
     /// Opens a pinned link.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
         let link = Self {
@@ -44,6 +54,11 @@ impl Link {
     /// index, nor when somebody has detached it.
     pub(super) fn is_attached_to(&self, ifindex: u32) -> bool {
         self.info().is_ok_and(|info| info.ifindex == ifindex)
+    }
+
+    /// Whether it still has the cgroup of this number, which is never given twice.
+    pub(super) fn is_attached_to_cgroup(&self, number: u64) -> bool {
+        self.info().is_ok_and(|info| info.cgroup() == number)
     }
 
     /// Makes `program` the one that runs. Says whether it was another one.

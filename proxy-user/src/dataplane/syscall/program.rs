@@ -1,7 +1,7 @@
 //! Programs: loading and running them, and the links that attach them.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 
 use super::{Command, address_of, address_of_mut, call, call_fd, raw};
 
@@ -27,6 +27,42 @@ pub(in crate::dataplane) fn link_create(
     };
     // SAFETY: the record holds no address, and the command returns a descriptor.
     unsafe { call_fd(Command::LinkCreate, &mut record) }
+}
+
+/// Attaches a program to a cgroup. `attach_type`: `enum bpf_attach_type`.
+pub(in crate::dataplane) fn link_create_at_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    // `target_fd` and `target_ifindex` of `union bpf_attr` are one field. A link takes no flags: it
+    // leaves the programs of others as they are (`BPF_F_ALLOW_MULTI`).
+    link_create(program, raw(cgroup), attach_type, 0)
+}
+
+/// The number of the calling thread's network namespace (`SO_NETNS_COOKIE`); none before Linux 5.14
+/// (commit e8b9eab99232).
+pub(in crate::dataplane) fn network_cookie() -> io::Result<Option<u64>> {
+    let socket = std::net::UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0))?;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which has them.
+    let code = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if code == 0 {
+        return Ok(Some(cookie));
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error => Err(error),
+    }
 }
 
 /// Replaces a link's program, with no instant without one.
