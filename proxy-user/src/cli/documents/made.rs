@@ -146,7 +146,7 @@ fn records_of(map: &str) -> [String; 2] {
 }
 
 /// Where records, their bits and their numbers are declared.
-const FILES: [&str; 6] = [
+const FILES: [&str; 7] = [
     "abi",
     "abi/settings",
     "abi/frontend",

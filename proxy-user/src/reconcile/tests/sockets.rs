@@ -34,15 +34,22 @@ fn ports_of_the_node_are_served_at_loopback_addresses_to_sockets_alone() {
         port: 8_000,
     };
     let both = [ip("0.0.0.0"), ip("::")];
+    let nowhere: [IpAddr; 0] = [];
     assert_eq!(places(node_port, |_| {}), both);
-    assert_eq!(places(node_port, |options| options.sockets = false), []);
+    assert_eq!(
+        places(node_port, |options| options.sockets = false),
+        nowhere
+    );
     assert_eq!(places(host_port("0.0.0.0"), |_| {}), both[..1]);
     assert_eq!(places(host_port("::"), |_| {}), both[1..]);
-    assert_eq!(places(host_port("127.0.0.1"), |_| {}), []);
-    assert_eq!(places(at("192.0.2.11", 80, Reach::Everywhere), |_| {}), []);
+    assert_eq!(places(host_port("127.0.0.1"), |_| {}), nowhere);
+    assert_eq!(
+        places(at("192.0.2.11", 80, Reach::Everywhere), |_| {}),
+        nowhere
+    );
     let ranges = |range: &str| vec![range.parse().unwrap()];
     let outside = |options: &mut Options| options.node_port_ranges = ranges("192.0.2.0/24");
-    assert_eq!(places(node_port, outside), []);
+    assert_eq!(places(node_port, outside), nowhere);
     let inside = |options: &mut Options| options.node_port_ranges = ranges("127.0.0.0/8");
     assert_eq!(places(node_port, inside), both[..1]);
 }
