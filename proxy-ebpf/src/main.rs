@@ -6,7 +6,7 @@
 //! [`Verdict`](proxy_common::datapath::Verdict) into a return code.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch))]
 
 mod frame;
 mod maps;

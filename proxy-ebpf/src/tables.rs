@@ -8,7 +8,6 @@ use aya_ebpf::bindings::{
 use aya_ebpf::helpers::{bpf_fib_lookup as fib_lookup, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
-use core::arch::asm;
 use core::ffi::c_void;
 use proxy_common::abi::{
     Addr4, Addr6, AddressFlags, Affinity, AffinityKey, Backend, Device, DeviceKey, DeviceRole,
@@ -52,14 +51,26 @@ impl Maps {
     }
 }
 
-/// Adds one in a single instruction. The target has no atomic type that can do so.
+/// Adds one in a single instruction. BPF has no atomic type that can do so.
 ///
 /// # Safety
 /// `number` points to memory of a map.
+#[cfg(target_arch = "bpf")]
 #[inline(always)]
 unsafe fn raise(number: *mut u64) {
     // SAFETY: as the caller says; nothing else is touched.
-    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) 1_u64) };
+    unsafe { core::arch::asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) number, in(reg) 1_u64) };
+}
+
+/// As above, where this is only looked at.
+///
+/// # Safety
+/// As above.
+#[cfg(not(target_arch = "bpf"))]
+unsafe fn raise(number: *mut u64) {
+    use core::sync::atomic::{AtomicU64, Ordering};
+    // SAFETY: as the caller says.
+    unsafe { AtomicU64::from_ptr(number) }.fetch_add(1, Ordering::Relaxed);
 }
 
 #[inline(always)]

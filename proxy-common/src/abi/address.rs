@@ -181,7 +181,7 @@ impl Address for Addr6 {
         core::net::Ipv6Addr::from(self.bytes()).into()
     }
 
-    /// In 100::/64, the discard prefix (RFC 6666).
+    /// In `100::/64`, the discard prefix (RFC 6666).
     #[inline(always)]
     fn of_network(cookie: u64) -> Self {
         let [a, b, c, d, e, f, g, h] = cookie.to_be_bytes();

@@ -62,6 +62,9 @@ pub(crate) fn trials() -> Vec<Trial> {
             })
         })
         .collect();
+    trials.push(Trial::test("sockets/of-pods-if-asked-for", || {
+        Ok(of_pods()?)
+    }));
     trials.push(Trial::test("sockets/daemon-killed-and-detached", || {
         Ok(killed_and_detached()?)
     }));
@@ -106,13 +109,18 @@ const fn event(way: Way) -> &'static str {
 
 impl Place {
     fn make() -> Result<Self> {
+        Self::make_with("")
+    }
+
+    /// With more in the section.
+    fn make_with(more: &str) -> Result<Self> {
         let layout = Layout::STANDARD;
         let world = worlds::build(layout)?;
         let cgroup = cgroup::make(&world, "sockets")?;
         let directory = Cluster::manifests_of(&world)?;
         manifest::write(&directory.join("nodes.yaml"), &manifest::nodes(layout))?;
         manifest::write(&directory.join("pods.yaml"), &manifest::pods(layout, &[1]))?;
-        let more = section(&cgroup, true, true);
+        let more = section(&cgroup, true, true) + more;
         let cluster = Cluster::start_with(world, &binary()?, Hook::Tc, &more)?;
         Ok(Self { cluster, cgroup })
     }
@@ -216,32 +224,24 @@ fn answering(place: &Place, dial: &Dial, count: u32) -> Result<BTreeSet<String>>
 
 /// For each policy, the same question is asked at the socket and of TC.
 fn same_backends(place: &Place) -> Result<()> {
-    let cases: [(&str, u8, &[u8], Value, &[&str]); 4] = [
-        ("any", 42, &[1, 3], json!({}), &["pod1", "pod3"]),
+    let cases: [(&str, u8, Value, &[&str]); 4] = [
+        ("any", 42, json!({}), &["pod1", "pod3"]),
         (
             "internal",
             43,
-            &[1, 3],
             json!({"internalTrafficPolicy": "Local"}),
             &["pod1"],
         ),
         (
             "external",
             44,
-            &[1, 3],
             json!({"externalTrafficPolicy": "Local"}),
             &["pod1", "pod3"],
         ),
-        (
-            "affinity",
-            45,
-            &[1, 3],
-            json!({"sessionAffinity": "ClientIP"}),
-            &[],
-        ),
+        ("affinity", 45, json!({"sessionAffinity": "ClientIP"}), &[]),
     ];
-    for (name, host, pods, spec, expected) in cases {
-        let service = Service::balanced(name, host, pods);
+    for (name, host, spec, expected) in cases {
+        let service = Service::balanced(name, host, &[1, 3]);
         let mut objects = service.objects(place.cluster.world().layout());
         let changed = objects
             .first_mut()
@@ -450,6 +450,45 @@ impl Place {
             sleep(Duration::from_millis(20));
         }
     }
+}
+
+fn of_pods() -> Result<()> {
+    let place = Place::make_with("pods = true\n")?;
+    let world = place.cluster.world();
+    // What a pod asks of itself goes the same way.
+    for (name, host, asking) in [("another", 52, 2), ("itself", 53, 1)] {
+        let service = Service::balanced(name, host, &[1]);
+        place.apply(&service)?;
+        for (_, family, as_mapped) in KINDS {
+            for way in Way::ALL {
+                let target = service.cluster(means(way), family);
+                let target = if as_mapped { mapped(target) } else { target };
+                let dial = place.dial(way, target);
+                let before = [place.counted(event(way))?, place.counted("flow-made")?];
+                let told = dial.output(&world.pod(asking), Path::new(LAB))?;
+                let after = [place.counted(event(way))?, place.counted("flow-made")?];
+                let led = after == [before[0] + 1, before[1]];
+                let good = told.error.is_none() && told.pod() == "pod1" && led;
+                ensure!(
+                    good && told.peer == Some(target),
+                    "{dial:?}: {told:?}, {led}"
+                );
+            }
+        }
+    }
+    // A loopback address is the pod's own.
+    let v4 = IpAddr::from(Ipv4Addr::LOCALHOST);
+    let own = place.dial(
+        Way::Tcp,
+        SocketAddr::new(v4, manifest::host_port(Means::Tcp)),
+    );
+    place.is_led(&own, &["pod1"])?;
+    let told = own.output(&world.pod(2), Path::new(LAB))?;
+    ensure!(
+        told.error.is_some(),
+        "a pod's loopback address led to {told:?}"
+    );
+    Ok(())
 }
 
 fn killed_and_detached() -> Result<()> {

@@ -223,10 +223,10 @@ macro_rules! both {
 
 #[test]
 fn a_socket_is_led_where_a_packet_would_be() {
+    type Change<T> = fn(&mut T);
     fn case<F: Family>() {
         let asked = place::<F>(1, 80);
         // What the service is, what the socket is, and whom a hundred of them meet.
-        type Change<T> = fn(&mut T);
         let rows: [(Change<Service>, &[u8]); 7] = [
             (|_| {}, &[0, 1, 2]),
             (|s| s.flags = service_flag::EXTERNAL, &[0, 1, 2]),

@@ -235,12 +235,12 @@ fn is_cgroup(path: &Path) -> bool {
 }
 
 fn open_cgroup(path: &Path) -> Result<Place, AttachError> {
+    const REMEDY: &str = "write a folder of the cgroup2 file system, as \"/sys/fs/cgroup\" \
+                          (`mount -t cgroup2` shows where that is), or enabled = false";
     let error = |problem: String| AttachError::Cgroup {
         cgroup: path.to_owned(),
         problem,
     };
-    const REMEDY: &str = "write a folder of the cgroup2 file system, as \"/sys/fs/cgroup\" \
-                          (`mount -t cgroup2` shows where that is), or enabled = false";
     let opened = File::open(path).and_then(|file| {
         let number = file.metadata()?.ino();
         Ok(Place { file, number })
