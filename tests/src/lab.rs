@@ -5,6 +5,7 @@
 //! [`ask`] single questions to them, [`dial`] questions by a socket of a certain kind, [`load`] traffic that goes on and counts its losses.
 
 pub mod answer;
+pub mod apiserver;
 pub mod ask;
 pub mod capture;
 pub mod cgroup;
@@ -20,4 +21,5 @@ pub mod process;
 pub mod remains;
 pub mod table;
 pub mod topology;
+pub mod watch;
 pub mod world;

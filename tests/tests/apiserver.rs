@@ -8,8 +8,6 @@
     reason = "figures are for the person who runs it"
 )]
 
-#[path = "apiserver/servers.rs"]
-mod servers;
 #[path = "apiserver/source.rs"]
 mod source;
 
@@ -22,6 +20,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use proxy_common::{abi::DeviceRole, wire::MacAddr};
+use proxy_tests::lab::apiserver::{Servers, documented_rights as rights, documents};
 use proxy_user::{
     config::Config,
     model::{Kind, State},
@@ -30,34 +29,10 @@ use proxy_user::{
 };
 use serde_json::{Value, json};
 
-use servers::{Right, Servers, documents};
 use source::{NODE, Source, errors, served};
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// The rights that the documentation says are needed.
-fn rights() -> Result<Vec<Right>> {
-    let page = fs::read_to_string(repository().join("docs/reference/kubernetes.md"))?;
-    let rows = page.lines().filter(|line| line.starts_with("| `"));
-    let mut rights = Vec::new();
-    for row in rows {
-        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-        let plain = |cell: &str| cell.replace(['`', '"'], "");
-        let [_, group, resource, verbs, ..] = cells.as_slice() else {
-            continue;
-        };
-        for verb in plain(verbs).split(", ") {
-            rights.push(Right {
-                group: plain(group),
-                resource: plain(resource),
-                verb: verb.to_owned(),
-            });
-        }
-    }
-    ensure!(rights.len() == 8, "{rights:?}");
-    Ok(rights)
 }
 
 fn service(name: &str, last: u8) -> Value {

@@ -10,18 +10,14 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Parser, Subcommand};
-use nix::sys::signal::Signal;
 use proxy_tests::lab::{
     answer,
     cluster::Hook,
     demo, dial,
     namespace::Namespace,
     remains::{self, Owner},
+    watch::{be_watched, exit_code, need_root, watch},
 };
-use tokio::signal::unix::{SignalKind, signal};
-
-/// The exit code of what Ctrl-C ended: 128 and the number of SIGINT.
-const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -95,13 +91,12 @@ fn default_manifests() -> PathBuf {
 fn main() -> Result<ExitCode> {
     let Arguments { world, command } = Arguments::parse();
     match command {
-        Verb::Demo { watched: false, .. } => watch(&world),
+        Verb::Demo { watched: false, .. } => watch(&[&world]),
         Verb::Demo {
             what: What::ReturnProxy,
             ..
         } => {
-            nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-            remains::sweep()?;
+            be_watched()?;
             let good = proxy_tests::tunnel::demo::run(&mut io::stdout().lock(), &world)?;
             Ok(ExitCode::from(u8::from(!good)))
         }
@@ -128,38 +123,8 @@ fn main() -> Result<ExitCode> {
     }
 }
 
-/// Does the work in another process, so that Ctrl-C and SIGTERM can stop it at any point and then
-/// remove what it has made.
-fn watch(world: &str) -> Result<ExitCode> {
-    need_root()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
-    let code = runtime.block_on(async {
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut child = tokio::process::Command::new(env::current_exe()?)
-            .args(env::args_os().skip(1))
-            .arg("--watched")
-            .process_group(0)
-            .spawn()?;
-        tokio::select! {
-            status = child.wait() => return Ok::<_, anyhow::Error>(status?.code()),
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-        child.kill().await?;
-        remains::remove(world)?;
-        writeln!(io::stderr(), "\ninterrupted; everything is removed")?;
-        Ok(Some(INTERRUPTED.into()))
-    })?;
-    Ok(exit_code(code))
-}
-
 fn demonstrate(options: &demo::Options) -> Result<ExitCode> {
-    // So that a watcher that is killed takes this process with it.
-    nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
-    remains::sweep()?;
+    be_watched()?;
     let good = demo::run(&mut io::stdout().lock(), options)?;
     Ok(if good {
         ExitCode::SUCCESS
@@ -202,17 +167,4 @@ fn execute(world: &str, room: &str, command: &[String]) -> Result<ExitCode> {
         .enter(|| Command::new(program).args(arguments).status())?
         .with_context(|| format!("running {program} in {room}"))?;
     Ok(exit_code(status.code()))
-}
-
-/// That of a program that ended with `code`, or by a signal.
-fn exit_code(code: Option<i32>) -> ExitCode {
-    let code = code.and_then(|code| u8::try_from(code).ok());
-    code.map_or(ExitCode::FAILURE, ExitCode::from)
-}
-
-fn need_root() -> Result<()> {
-    if !nix::unistd::geteuid().is_root() {
-        bail!("network namespaces need root: run this as root");
-    }
-    Ok(())
 }

@@ -39,6 +39,15 @@ pub enum Hook {
     Generic,
 }
 
+/// Where daemons have their objects from.
+#[derive(Clone, Copy, Debug)]
+enum Source<'p> {
+    /// A directory in the world.
+    Manifests,
+    /// An API server, by this kubeconfig.
+    Server(&'p Path),
+}
+
 /// The daemon of one node.
 #[derive(Debug)]
 pub struct Daemon {
@@ -68,6 +77,19 @@ impl Cluster {
 
     /// The same, with more at the end of each configuration.
     pub fn start_with(world: World, binary: &Path, hook: Hook, more: &str) -> Result<Self> {
+        Self::start_from(world, binary, (Source::Manifests, hook, more))
+    }
+
+    /// The same with an API server, which all nodes must reach, instead of manifests.
+    pub fn start_on_server(world: World, binary: &Path, kubeconfig: &Path) -> Result<Self> {
+        Self::start_from(world, binary, (Source::Server(kubeconfig), Hook::Tc, ""))
+    }
+
+    fn start_from(
+        world: World,
+        binary: &Path,
+        (source, hook, more): (Source<'_>, Hook, &str),
+    ) -> Result<Self> {
         if hook == Hook::Xdp {
             polling::prepare(&world)?;
         }
@@ -77,7 +99,7 @@ impl Cluster {
             markers: AtomicU32::new(0),
         };
         for node in cluster.world.layout().nodes() {
-            let daemon = Daemon::configure(&cluster.world, node, binary, (hook, more))?;
+            let daemon = Daemon::configure(&cluster.world, node, binary, (source, hook, more))?;
             cluster.daemons.push(daemon);
         }
         for daemon in &mut cluster.daemons {
@@ -225,7 +247,7 @@ impl Daemon {
         world: &World,
         node: u8,
         binary: &Path,
-        (hook, more): (Hook, &str),
+        (source, hook, more): (Source<'_>, Hook, &str),
     ) -> Result<Self> {
         let directory = world.node_directory(node);
         let daemon = Self {
@@ -236,16 +258,26 @@ impl Daemon {
             socket: directory.join("causeway.sock"),
             process: None,
         };
-        fs::write(&daemon.config, daemon.toml(world, hook)? + more)?;
+        fs::write(&daemon.config, daemon.toml(world, source, hook)? + more)?;
         Ok(daemon)
     }
 
-    fn toml(&self, world: &World, hook: Hook) -> Result<String> {
+    fn toml(&self, world: &World, source: Source<'_>, hook: Hook) -> Result<String> {
         let Layout { uplink, .. } = world.layout();
         let external = Family::BOTH.map(|family| {
             let length = if family == Family::V4 { 24 } else { 112 };
             format!("{}/{length}", load_balancer(0, family))
         });
+        let source = match source {
+            Source::Manifests => {
+                let directory = Cluster::manifests_of(world)?;
+                format!("[manifests]\ndirectory = \"{}\"", directory.display())
+            }
+            Source::Server(kubeconfig) => format!(
+                "[source]\nkind = \"kubernetes\"\nkubeconfig = \"{}\"",
+                kubeconfig.display()
+            ),
+        };
         let xdp = match hook {
             Hook::Tc => "auto",
             Hook::Xdp => "native",
@@ -253,12 +285,11 @@ impl Daemon {
         };
         Ok(format!(
             "version = 1\ninstance = \"{}\"\n\n[node]\nname = \"node{node}\"\n\n\
-             [devices]\nuplinks = [{:?}]\npods = [\"pod*\"]\n\n[manifests]\ndirectory = \"{}\"\n\n\
+             [devices]\nuplinks = [{:?}]\npods = [\"pod*\"]\n\n{source}\n\n\
              [state]\ndirectory = \"{}\"\n\n[services]\nexternal_ranges = {external:?}\n\n\
              [datapath]\nxdp = \"{xdp}\"\n\n[maps]\nslots = {SLOTS}\n\n[api]\nsocket = \"{}\"\n",
             self.instance,
             uplink.device("eth0"),
-            Cluster::manifests_of(world)?.display(),
             world.node_directory(self.node).join("state").display(),
             self.socket.display(),
             node = self.node,

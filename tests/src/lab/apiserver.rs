@@ -1,9 +1,12 @@
-//! etcd and an API server on this host's loopback, with ports and files of their own.
+//! etcd and an API server of Kubernetes, with ports and files of their own, where the calling thread is:
+//! in its network namespace. No nodes, no controllers.
+//!
+//! The variable [`PROGRAM`] names the program with the API server; etcd is Debian's.
 
 use std::{
     env,
     fs::{self, File},
-    net::TcpListener,
+    net::{IpAddr, Ipv4Addr, TcpListener},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -12,7 +15,9 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use kube::{
     Api, Client, Config,
-    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams},
+    api::{
+        ApiResource, DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams,
+    },
     config::{KubeConfigOptions, Kubeconfig},
 };
 use nix::{
@@ -23,25 +28,85 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
+/// The environment's variable with the path of the program whose first argument is `kube-apiserver`
+/// or `kube-proxy`.
+pub const PROGRAM: &str = "CAUSEWAY_KUBERNETES";
+
 /// Something that a user may do.
 #[derive(Clone, Debug)]
-pub(crate) struct Right {
-    pub(crate) group: String,
-    pub(crate) resource: String,
-    pub(crate) verb: String,
+pub struct Right {
+    /// API group.
+    pub group: String,
+    /// Resource, in the plural.
+    pub resource: String,
+    /// What may be done to it.
+    pub verb: String,
 }
 
 /// The user with all rights of the source.
 const USER: &str = "causeway";
 
-pub(crate) struct Servers {
+/// Who kube-proxy is; every API server gives it its rights by itself.
+const PROXY: &str = "system:kube-proxy";
+
+/// What `default/kubernetes` leads to.
+const ADVERTISED: &str = "192.0.2.1";
+
+/// Both, ended when this is dropped.
+#[derive(Debug)]
+pub struct Servers {
     folder: TempDir,
     program: PathBuf,
     etcd: Child,
     api: Option<Child>,
     etcd_port: u16,
+    address: IpAddr,
     port: u16,
-    admin: OnceCell<Client>,
+    admin: OnceCell<Admin>,
+}
+
+#[derive(Clone)]
+struct Admin(Client);
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Admin")
+    }
+}
+
+/// The rights that the source `kubernetes` needs, as the documentation says.
+pub fn documented_rights() -> Result<Vec<Right>> {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/kubernetes.md");
+    let page = fs::read_to_string(page).context("reading what rights are needed")?;
+    let rows = page.lines().filter(|line| line.starts_with("| `"));
+    let mut rights = Vec::new();
+    for row in rows {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        let plain = |cell: &str| cell.replace(['`', '"'], "");
+        let [_, group, resource, verbs, ..] = cells.as_slice() else {
+            continue;
+        };
+        for verb in plain(verbs).split(", ") {
+            rights.push(Right {
+                group: plain(group),
+                resource: plain(resource),
+                verb: verb.to_owned(),
+            });
+        }
+    }
+    ensure!(rights.len() == 8, "{rights:?}");
+    Ok(rights)
+}
+
+/// The program with the API server.
+pub fn program() -> Result<PathBuf> {
+    let program = env::var_os(PROGRAM).with_context(|| {
+        format!(
+            "{PROGRAM} does not name the program with the API server: run this by \
+             `cargo xtask`, which builds it"
+        )
+    })?;
+    Ok(program.into())
 }
 
 fn free_port() -> Result<u16> {
@@ -50,7 +115,7 @@ fn free_port() -> Result<u16> {
 }
 
 /// Objects of a text, without empty documents.
-pub(crate) fn documents(text: &str) -> Result<Vec<Value>> {
+pub fn documents(text: &str) -> Result<Vec<Value>> {
     let mut found = Vec::new();
     for document in format!("\n{text}").split("\n---") {
         let value: Value = serde_saphyr::from_str(document)?;
@@ -62,12 +127,21 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Value>> {
 }
 
 impl Servers {
-    /// Starts both, and makes users with all of these rights, and with all but one.
-    pub(crate) async fn start(rights: &[Right]) -> Result<Self> {
-        let program = env::var_os("CAUSEWAY_KUBERNETES").context(
-            "CAUSEWAY_KUBERNETES does not name the program with the API server: run these tests by \
-             `cargo xtask test cluster`, which builds it",
-        )?;
+    /// Starts both on the loopback address, and makes users with all of these rights, and with all but
+    /// one.
+    pub async fn start(rights: &[Right]) -> Result<Self> {
+        let servers = Self::start_at(Ipv4Addr::LOCALHOST.into(), rights).await?;
+        for number in 0..rights.len() {
+            servers
+                .allow(&without(number), rights, Some(number))
+                .await?;
+        }
+        Ok(servers)
+    }
+
+    /// Starts both, the API server at an address of this host, and makes the user with these rights.
+    pub async fn start_at(address: IpAddr, rights: &[Right]) -> Result<Self> {
+        let program = program()?;
         let folder = tempfile::tempdir()?;
         let (etcd_port, peer_port, port) = (free_port()?, free_port()?, free_port()?);
         let url = |port| format!("http://127.0.0.1:{port}");
@@ -85,21 +159,17 @@ impl Servers {
             .context("etcd cannot be started: install etcd-server")?;
         let mut servers = Self {
             folder,
-            program: program.into(),
+            program,
             etcd,
             api: None,
             etcd_port,
+            address,
             port,
             admin: OnceCell::new(),
         };
         servers.identities(rights.len())?;
         servers.start_api().await?;
-        for (user, missing) in [(USER.to_owned(), None)]
-            .into_iter()
-            .chain((0..rights.len()).map(|number| (without(number), Some(number))))
-        {
-            servers.allow(&user, rights, missing).await?;
-        }
+        servers.allow(USER, rights, None).await?;
         Ok(servers)
     }
 
@@ -110,7 +180,7 @@ impl Servers {
     /// Tokens, kubeconfigs with them, and the key of service accounts.
     fn identities(&self, rights: usize) -> Result<()> {
         let mut users = vec![("admin".to_owned(), "system:masters")];
-        users.push((USER.to_owned(), ""));
+        users.extend([USER, PROXY].map(|user| (user.to_owned(), "")));
         users.extend((0..rights).map(|number| (without(number), "")));
         let row =
             |(user, group): &(String, &str)| format!("token-{user},{user},{user},\"{group}\"\n");
@@ -122,7 +192,7 @@ impl Servers {
             let config = json!({
                 "apiVersion": "v1", "kind": "Config", "current-context": "test",
                 "clusters": [{"name": "test", "cluster": {
-                    "server": format!("https://127.0.0.1:{}", self.port),
+                    "server": format!("https://{}:{}", self.address, self.port),
                     "certificate-authority": self.path("certificates/apiserver.crt"),
                 }}],
                 "users": [{"name": user, "user": {"token": format!("token-{user}")}}],
@@ -140,7 +210,8 @@ impl Servers {
         Ok(())
     }
 
-    pub(crate) async fn start_api(&mut self) -> Result<()> {
+    /// Starts the API server, and waits until it answers and has made its own objects.
+    pub async fn start_api(&mut self) -> Result<()> {
         let mut api = Command::new(&self.program);
         api.arg("kube-apiserver");
         for (flag, value) in [
@@ -149,8 +220,8 @@ impl Servers {
                 format!("http://127.0.0.1:{}", self.etcd_port),
             ),
             ("secure-port", self.port.to_string()),
-            ("bind-address", "127.0.0.1".to_owned()),
-            ("advertise-address", "192.0.2.1".to_owned()),
+            ("bind-address", self.address.to_string()),
+            ("advertise-address", ADVERTISED.to_owned()),
             (
                 "service-cluster-ip-range",
                 "10.96.0.0/16,fd00:96::/112".to_owned(),
@@ -201,13 +272,14 @@ impl Servers {
     }
 
     /// As it ends when its machine does.
-    pub(crate) fn kill_api(&mut self) {
+    pub fn kill_api(&mut self) {
         if let Some(mut api) = self.api.take() {
             end(&mut api);
         }
     }
 
-    pub(crate) fn freeze_etcd(&self, freeze: bool) -> Result<()> {
+    /// Stops etcd where it is, or lets it go on.
+    pub fn freeze_etcd(&self, freeze: bool) -> Result<()> {
         let signal = if freeze {
             Signal::SIGSTOP
         } else {
@@ -221,13 +293,21 @@ impl Servers {
         self.path(&format!("{user}.kubeconfig"))
     }
 
+    /// kube-proxy.
+    #[must_use]
+    pub fn proxy(&self) -> PathBuf {
+        self.kubeconfig(PROXY)
+    }
+
     /// The user with all rights.
-    pub(crate) fn user(&self) -> PathBuf {
+    #[must_use]
+    pub fn user(&self) -> PathBuf {
         self.kubeconfig(USER)
     }
 
     /// One who lacks one of them.
-    pub(crate) fn user_without(&self, number: usize) -> PathBuf {
+    #[must_use]
+    pub fn user_without(&self, number: usize) -> PathBuf {
         self.kubeconfig(&without(number))
     }
 
@@ -236,9 +316,9 @@ impl Servers {
             let kubeconfig = Kubeconfig::read_from(self.kubeconfig("admin"))?;
             let options = KubeConfigOptions::default();
             let config = Config::from_custom_kubeconfig(kubeconfig, &options).await?;
-            anyhow::Ok(Client::try_from(config)?)
+            anyhow::Ok(Admin(Client::try_from(config)?))
         });
-        Ok(client.await?.clone())
+        Ok(client.await?.0.clone())
     }
 
     async fn api(&self, kind: &str, namespace: &str) -> Result<Api<DynamicObject>> {
@@ -273,7 +353,7 @@ impl Servers {
     }
 
     /// Writes an object, with its status if it has one.
-    pub(crate) async fn apply(&self, object: &Value) -> Result<()> {
+    pub async fn apply(&self, object: &Value) -> Result<()> {
         let (api, name) = self.of(object).await?;
         let mut main = object.clone();
         let fields = main.as_object_mut().context("an object has fields")?;
@@ -290,7 +370,8 @@ impl Servers {
         Ok(())
     }
 
-    pub(crate) async fn apply_directory(&self, folder: &Path) -> Result<()> {
+    /// Writes all objects of a directory of manifests.
+    pub async fn apply_directory(&self, folder: &Path) -> Result<()> {
         let files = fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
         let mut files = files.collect::<Result<Vec<_>>>()?;
         files.sort();
@@ -302,14 +383,25 @@ impl Servers {
         Ok(())
     }
 
-    pub(crate) async fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Value> {
+    /// Reads an object.
+    pub async fn get(&self, kind: &str, namespace: &str, name: &str) -> Result<Value> {
         let object = self.api(kind, namespace).await?.get(name).await?;
         Ok(serde_json::to_value(object)?)
     }
 
-    pub(crate) async fn delete(&self, object: &Value) -> Result<()> {
+    /// Deletes an object.
+    pub async fn delete(&self, object: &Value) -> Result<()> {
         let (api, name) = self.of(object).await?;
         let _ = api.delete(&name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Deletes all objects of a kind in a namespace that have a label.
+    pub async fn delete_labelled(&self, kind: &str, namespace: &str, label: &str) -> Result<()> {
+        let api = self.api(kind, namespace).await?;
+        let which = ListParams::default().labels(label);
+        let how = DeleteParams::default();
+        let _ = api.delete_collection(&how, &which).await?;
         Ok(())
     }
 
