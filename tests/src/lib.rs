@@ -8,5 +8,6 @@ pub mod concurrency;
 pub mod differential;
 pub mod exec;
 pub mod lab;
+pub mod oracle;
 pub mod packet;
 pub mod tunnel;

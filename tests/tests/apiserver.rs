@@ -185,7 +185,9 @@ async fn the_rights_that_are_told_are_needed_and_enough() -> Result<()> {
     let mut source = Source::start(servers.user())?;
     let all = source.until("all", |s| s.state.services.len() == 2).await?;
     ensure!(errors(&all).is_empty(), "{:?}", errors(&all));
-    for (number, right) in rights.iter().enumerate() {
+    // The source only reads; Events are written by the daemon.
+    let read = rights.iter().enumerate();
+    for (number, right) in read.filter(|(_, right)| right.verb != "create") {
         let kind = match right.resource.as_str() {
             "nodes" => Kind::Node,
             "services" => Kind::Service,

@@ -113,7 +113,7 @@ fn up(options: Options, wanted: Use) -> Result<()> {
     let mut images = images::pack(&programs, wanted)?;
     if options.network == Network::Causeway {
         images.push(match wanted {
-            Use::Cluster => dist::run()?,
+            Use::ApiServer | Use::Cluster => dist::run()?,
             Use::Specs => dist::for_tests()?,
         });
     }
@@ -258,7 +258,7 @@ fn apply(programs: &Programs, manifest: &str) -> Result<()> {
 /// The program with every part of Kubernetes; it is built if it is not there.
 pub(crate) fn kubernetes() -> Result<PathBuf> {
     let _held = programs::lock()?;
-    Ok(Programs::build(Use::Cluster)?.path(programs::KUBERNETES))
+    Ok(Programs::build(Use::ApiServer)?.path(programs::KUBERNETES))
 }
 
 /// Ends everything and removes what it made.

@@ -20,6 +20,7 @@ mod doctor;
 mod gates;
 mod image;
 mod lint;
+mod oracle;
 mod process;
 mod setup;
 mod suite;
@@ -103,6 +104,8 @@ enum Verb {
     },
     /// Run upstream's specs of SIG Network on such a cluster, and write docs/conformance.json
     Conformance(conformance::Options),
+    /// Ask kube-proxy and Causeway the same about random Services, and compare the answers
+    Oracle(oracle::Options),
     /// What CI runs: set-up, lint, all tests, verifier budget, kernels in virtual machines
     Ci,
 }
@@ -146,6 +149,7 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Cluster { verb } => return cluster::run(verb),
         Verb::Conformance(options) => return conformance::run(&options),
+        Verb::Oracle(options) => return oracle::run(options),
         Verb::Ci => return Ok(ci::run()),
     }
     Ok(ExitCode::SUCCESS)

@@ -23,6 +23,8 @@ pub(crate) enum Purpose {
     Dist,
     /// and run worlds of network namespaces (demo, bench, wire tests)
     World,
+    /// and run an API server of Kubernetes
+    ApiServer,
     /// and run a Kubernetes cluster
     Cluster,
     /// and lint, and boot other kernels in virtual machines (but no cluster)
@@ -34,6 +36,7 @@ impl Purpose {
     fn covers(self, need: Self) -> bool {
         match self {
             Self::Build | Self::World => need == Self::Build || need == self,
+            Self::ApiServer => matches!(need, Self::Build | Self::World | Self::ApiServer),
             Self::Dist => matches!(need, Self::Build | Self::Dist),
             Self::Cluster => need != Self::All,
             // A cluster's containerd is in the way of those who have Docker's.

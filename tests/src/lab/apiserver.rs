@@ -74,7 +74,7 @@ impl std::fmt::Debug for Admin {
     }
 }
 
-/// The rights that the source `kubernetes` needs, as the documentation says.
+/// The rights that a daemon with the source `kubernetes` needs, as the documentation says.
 pub fn documented_rights() -> Result<Vec<Right>> {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/kubernetes.md");
     let page = fs::read_to_string(page).context("reading what rights are needed")?;
@@ -94,7 +94,7 @@ pub fn documented_rights() -> Result<Vec<Right>> {
             });
         }
     }
-    ensure!(rights.len() == 8, "{rights:?}");
+    ensure!(rights.len() == 9, "{rights:?}");
     Ok(rights)
 }
 

@@ -36,6 +36,7 @@ const TOOLS: [&str; 12] = [
 pub(crate) fn pack(programs: &Programs, wanted: Use) -> Result<Vec<PathBuf>> {
     let mut images = vec![PAUSE, COREDNS];
     match wanted {
+        Use::ApiServer => {}
         Use::Cluster => images.push(AGNHOST),
         Use::Specs => images.extend([AGNHOST_AND_TOOLS, BUSYBOX, REGRESSION]),
     }

@@ -31,6 +31,8 @@ const GO: (u32, u32) = (1, 26);
 /// What the programs are wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Use {
+    /// An API server, and kube-proxy.
+    ApiServer,
     /// A cluster that works.
     Cluster,
     /// And upstream's specs.
@@ -52,7 +54,7 @@ struct Program {
 const PROGRAMS: [Program; 7] = [
     Program {
         name: KUBERNETES,
-        wanted: Use::Cluster,
+        wanted: Use::ApiServer,
         module: "",
         package: ".",
         minutes: "about 7 minutes",

@@ -79,7 +79,11 @@ const PACKAGES: &[(Purpose, &str, &str)] = &[
         "musl-tools",
         "a C compiler for static executables",
     ),
-    (Purpose::Cluster, "etcd-server", "what the API server keeps"),
+    (
+        Purpose::ApiServer,
+        "etcd-server",
+        "what the API server keeps",
+    ),
     (
         Purpose::Cluster,
         "containerd",
