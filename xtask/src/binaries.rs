@@ -1,5 +1,7 @@
 //! The workspace's own executables, built and started by cargo.
 
+use std::path::PathBuf;
+
 use anyhow::Result;
 
 use crate::process;
@@ -25,6 +27,16 @@ pub(crate) fn build(release: bool) -> Result<()> {
 
 /// Builds the daemon and an executable of the tests crate, optimised, and runs the latter.
 pub(crate) fn run(name: &str, verb: Option<&str>, arguments: &[String]) -> Result<()> {
+    run_with(name, verb, arguments, &[])
+}
+
+/// The same, with these environment variables.
+pub(crate) fn run_with(
+    name: &str,
+    verb: Option<&str>,
+    arguments: &[String],
+    variables: &[(&str, PathBuf)],
+) -> Result<()> {
     println!("building the daemon and `{name}` (a minute or two the first time)");
     process::run(process::cargo().args([
         "build",
@@ -43,6 +55,7 @@ pub(crate) fn run(name: &str, verb: Option<&str>, arguments: &[String]) -> Resul
         .args(["run", "--quiet", "--release", "--package", "proxy-tests"])
         .args(["--bin", name, "--"])
         .args(verb)
-        .args(arguments);
+        .args(arguments)
+        .envs(variables.iter().map(|(name, value)| (name, value)));
     process::run(&mut cargo)
 }

@@ -141,7 +141,11 @@ fn run(verb: Verb) -> Result<ExitCode> {
         }
         Verb::Bench { arguments } => {
             setup::run(Purpose::World)?;
-            binaries::run("bench", None, &arguments)?;
+            let mut variables = Vec::new();
+            if arguments.iter().any(|argument| argument == "apiserver") {
+                variables.push(("CAUSEWAY_KUBERNETES", cluster::kubernetes()?));
+            }
+            binaries::run_with("bench", None, &arguments, &variables)?;
         }
         Verb::Dist => {
             setup::run(Purpose::Dist)?;

@@ -3,6 +3,7 @@
 //! This is a wait, so wall time is measured. The peer is `nft`, given the same services in the form
 //! of kube-proxy's nftables mode.
 
+pub mod cluster;
 mod daemon;
 mod manifests;
 mod own;

@@ -1,4 +1,4 @@
-//! Measures Causeway: `cargo xtask bench kernel|wire|sync|tunnel` runs this program.
+//! Measures Causeway: `cargo xtask bench kernel|wire|sync|tunnel|apiserver` runs this program.
 
 use std::{fs, path::PathBuf, process::ExitCode};
 
@@ -51,6 +51,13 @@ enum Suite {
     Sync,
     /// The return proxy, against `ssh -R`.
     Tunnel,
+    /// From an API server to the kernel's maps, against kube-proxy. Only where it is named: it builds
+    /// Kubernetes, with Go.
+    Apiserver,
+}
+
+impl Suite {
+    const ALL: [Self; 4] = [Self::Kernel, Self::Wire, Self::Sync, Self::Tunnel];
 }
 
 fn main() -> ExitCode {
@@ -86,7 +93,7 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     namespace::remove_remains()?;
     let suites = if arguments.suites.is_empty() {
-        Suite::value_variants().to_vec()
+        Suite::ALL.to_vec()
     } else {
         arguments.suites
     };
@@ -102,6 +109,7 @@ fn run(arguments: Arguments) -> Result<()> {
             Suite::Wire => wire::run(&options).context("suite wire")?,
             Suite::Sync => sync::run(&options).context("suite sync")?,
             Suite::Tunnel => tunnel::run(&options).context("suite tunnel")?,
+            Suite::Apiserver => sync::cluster::run(&options).context("suite apiserver")?,
         };
         report.rows.extend(rows);
         report.checks.extend(checks);

@@ -311,6 +311,11 @@ impl Servers {
         self.kubeconfig(&without(number))
     }
 
+    /// A client that may do everything.
+    pub async fn client(&self) -> Result<Client> {
+        self.admin().await
+    }
+
     async fn admin(&self) -> Result<Client> {
         let client = self.admin.get_or_try_init(|| async {
             let kubeconfig = Kubeconfig::read_from(self.kubeconfig("admin"))?;

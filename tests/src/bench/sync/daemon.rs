@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use proxy_common::abi::{ServiceKey, V4};
 use proxy_user::dataplane::{Maps, PinFolder};
 
-use super::manifests::key;
+use super::{Size, manifests::key};
 use crate::{
     bench::{
         namespace::Temporary,
@@ -41,8 +41,13 @@ pub(super) struct Daemon {
 impl Daemon {
     /// Starts it with the manifests in `place`.
     pub(super) fn start(place: &Temporary) -> Result<Self> {
+        Self::start_with(place, &config(place))
+    }
+
+    /// Starts it with this configuration.
+    pub(super) fn start_with(place: &Temporary, config: &str) -> Result<Self> {
         let file = place.directory.join("causeway.toml");
-        fs::write(&file, config(place)).context("writing the configuration")?;
+        fs::write(&file, config).context("writing the configuration")?;
         let mut command = Command::new(program()?);
         command.arg("run").arg("--config").arg(&file);
         let process = Process::start(&place.namespace, command, "causeway", &place.directory)?;
@@ -72,20 +77,34 @@ impl Daemon {
         })
     }
 
+    /// Waits until the kernel knows all services and endpoints, and leads every service somewhere.
+    pub(super) fn wait_for_all(&self, size: Size) -> Result<()> {
+        self.wait_for(size.services)?;
+        self.wait(|maps| {
+            let mut empty = 0;
+            maps.services_v4.for_each(|_, service| {
+                empty += u32::from(service.slots < size.endpoints && service.slots != 1);
+            })?;
+            let mut backends = 0;
+            maps.backends
+                .for_each(|_, backend| backends += u32::from(backend.family != 0))?;
+            Ok(empty == 0 && backends >= size.services * size.endpoints)
+        })
+    }
+
     /// Waits until the kernel knows this port of a service.
     pub(super) fn wait_for_port(&self, key: ServiceKey<V4>) -> Result<()> {
         self.wait(|maps| Ok(maps.services_v4.get(&key)?.is_some()))
     }
 
+    /// Its id.
+    pub(super) fn id(&self) -> Result<u32> {
+        self.process.id().context("the daemon has ended")
+    }
+
     /// MiB of memory that the daemon has just now, without its maps, which are the kernel's.
     pub(super) fn memory(&self) -> Result<f64> {
-        let id = self.process.id().context("the daemon has ended")?;
-        let text =
-            fs::read_to_string(format!("/proc/{id}/status")).context("reading its status")?;
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|rest| rest.split_whitespace().next());
-        let kib: f64 = number.context("no VmRSS")?.parse().context("VmRSS")?;
-        Ok(kib / 1024.0)
+        memory(self.id()?)
     }
 
     fn wait(&self, done: impl Fn(&Maps) -> Result<bool>) -> Result<()> {
@@ -121,11 +140,33 @@ impl Drop for Daemon {
     }
 }
 
-/// A configuration for the most services and endpoints.
+/// MiB of resident memory of a process.
+pub(super) fn memory(id: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{id}/status")).context("reading its status")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let number = line.and_then(|rest| rest.split_whitespace().next());
+    let kib: f64 = number.context("no VmRSS")?.parse().context("VmRSS")?;
+    Ok(kib / 1024.0)
+}
+
+/// A configuration for the most services and endpoints, from manifests.
 pub(super) fn config(place: &Temporary) -> String {
+    config_with(place, "[manifests]\ndirectory = \"manifests\"")
+}
+
+/// The same from an API server.
+pub(super) fn config_for(place: &Temporary, kubeconfig: &Path) -> String {
+    let source = format!(
+        "[source]\nkind = \"kubernetes\"\nkubeconfig = \"{}\"",
+        kubeconfig.display()
+    );
+    config_with(place, &source)
+}
+
+fn config_with(place: &Temporary, source: &str) -> String {
     format!(
         "version = 1\ninstance = \"{}\"\n[node]\nname = \"bench\"\n[devices]\nuplinks = [\"in0\"]\n\
-         [manifests]\ndirectory = \"manifests\"\n[maps]\nbackends = 1048576\n\
+         {source}\n[maps]\nbackends = 1048576\n\
          [state]\ndirectory = \"{}\"\n[api]\nsocket = \"{}\"\n",
         place.namespace.name(),
         place.directory.join("state").display(),
