@@ -6,7 +6,6 @@
 use std::{
     fs,
     net::Ipv4Addr,
-    path::Path,
     process::Command,
     sync::Arc,
     thread,
@@ -69,8 +68,15 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// Objects that are written at a time.
 const WRITERS: u32 = 16;
 
+/// How often kube-proxy is asked.
+const STEP: Duration = Duration::from_millis(5);
+
 /// How long kube-proxy may take for anything.
 const PATIENCE: Duration = Duration::from_mins(20);
+
+/// kube-proxy's metrics, and the one that counts its rounds.
+const METRICS: &str = "http://127.0.0.1:10249/metrics";
+const ROUNDS: &str = "kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family=\"IPv4\"}";
 
 /// Where all objects are.
 const NAMESPACE: &str = "bench";
@@ -84,6 +90,8 @@ struct Times {
     cpu: [Vec<f64>; 2],
     /// From writing a service to the kernel's map, milliseconds.
     change: [Vec<f64>; 2],
+    /// Of that, until the API server has answered.
+    write: [Vec<f64>; 2],
     /// Resident memory after all that, MiB.
     memory: [Vec<f64>; 2],
 }
@@ -130,15 +138,7 @@ fn measure(size: Size, rounds: u32, place: &Temporary) -> Result<Times> {
             &mut changed,
             &mut times,
         )?;
-        kube_proxy(
-            size,
-            place,
-            &servers,
-            &runtime,
-            &client,
-            &mut changed,
-            &mut times,
-        )?;
+        kube_proxy(place, &servers, &runtime, &client, &mut changed, &mut times)?;
     }
     Ok(times)
 }
@@ -280,6 +280,7 @@ fn causeway(
         thread::sleep(PAUSE);
         let start = Instant::now();
         runtime.block_on(changed.change(client))?;
+        times.write[0].push(milliseconds(start.elapsed()));
         daemon.wait_for_port(key(&changed.service, changed.port))?;
         times.change[0].push(milliseconds(start.elapsed()));
     }
@@ -288,7 +289,6 @@ fn causeway(
 }
 
 fn kube_proxy(
-    size: Size,
     place: &Temporary,
     servers: &Servers,
     runtime: &Runtime,
@@ -313,19 +313,18 @@ fn kube_proxy(
     let start = Instant::now();
     let mut process = Process::start(&place.namespace, command, "kube-proxy", &place.directory)?;
     let id = process.id().context("kube-proxy has ended")?;
-    let known = |address, port| known_to_nft(&place.directory, address, port);
     // All are written in one transaction, so that one stands for all; the last is as good as any.
     let last = changed.service.address;
-    let step = Duration::from_millis(if size.services > BOUND { 100 } else { 20 });
-    wait(&mut process, step, || known(last, changed.port))?;
-    times.first[1].push(milliseconds(start.elapsed()));
+    times.first[1].push(settled(&mut process, start, 0.0, last, changed.port)?);
     times.cpu[1].push(cpu(id)?);
     for _ in 0..CHANGES {
         thread::sleep(PAUSE);
+        let rounds = rounds()?.context("kube-proxy does not answer")?;
         let start = Instant::now();
         runtime.block_on(changed.change(client))?;
-        wait(&mut process, Duration::ZERO, || known(last, changed.port))?;
-        times.change[1].push(milliseconds(start.elapsed()));
+        times.write[1].push(milliseconds(start.elapsed()));
+        let took = settled(&mut process, start, rounds, last, changed.port)?;
+        times.change[1].push(took);
     }
     times.memory[1].push(daemon::memory(id)?);
     process.end(Signal::SIGTERM, Duration::from_secs(20))?;
@@ -338,10 +337,10 @@ fn kube_proxy(
 }
 
 /// Whether kube-proxy's map leads from this port somewhere.
-fn known_to_nft(directory: &Path, address: Ipv4Addr, port: u16) -> Result<bool> {
+fn is_served(address: Ipv4Addr, port: u16) -> Result<bool> {
     let element = format!("{{ {address} . tcp . {port} }}");
     let mut nft = Command::new("nft");
-    nft.current_dir(directory).args([
+    nft.args([
         "get",
         "element",
         "ip",
@@ -353,18 +352,44 @@ fn known_to_nft(directory: &Path, address: Ipv4Addr, port: u16) -> Result<bool> 
     Ok(output.status.success())
 }
 
-fn wait(process: &mut Process, step: Duration, done: impl Fn() -> Result<bool>) -> Result<()> {
-    let start = Instant::now();
-    while !done()? {
+/// Milliseconds from `start` until kube-proxy has ended a round beyond so many, and serves the port.
+///
+/// It is asked for its rounds, since `nft` reads all there is for one answer.
+fn settled(
+    process: &mut Process,
+    start: Instant,
+    mut after: f64,
+    address: Ipv4Addr,
+    port: u16,
+) -> Result<f64> {
+    loop {
+        let now = rounds()?.unwrap_or_default();
+        let took = milliseconds(start.elapsed());
+        if now > after {
+            if is_served(address, port)? {
+                return Ok(took);
+            }
+            after = now;
+        }
         let ended = process.ended()?;
         ensure!(
             ended.is_none() && start.elapsed() < PATIENCE,
             "kube-proxy has not done it ({ended:?}); it printed:\n{}",
             process.printed()
         );
-        thread::sleep(step);
+        thread::sleep(STEP);
     }
-    Ok(())
+}
+
+/// How many rounds kube-proxy says that it has ended, of IPv4. None: it does not answer yet.
+fn rounds() -> Result<Option<f64>> {
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--max-time", "60", METRICS]);
+    let output = curl.output().context("starting curl")?;
+    let text = String::from_utf8(output.stdout).context("metrics are no text")?;
+    let rounds = text.lines().find_map(|line| line.strip_prefix(ROUNDS));
+    let rounds = rounds.map(|rest| rest.trim().parse()).transpose();
+    rounds.context("rounds are no number")
 }
 
 /// CPU time of a process, milliseconds.
@@ -388,6 +413,7 @@ impl Times {
             ("first", &self.first, "ms"),
             ("cpu", &self.cpu, "ms"),
             ("change", &self.change, "ms"),
+            ("write", &self.write, "ms"),
             ("memory", &self.memory, "MiB"),
         ];
         let mut rows = Vec::new();
