@@ -80,6 +80,8 @@ pub enum Fact {
     Foreign,
     /// Client affinity.
     Affinity,
+    /// `publishNotReadyAddresses`.
+    PublishNotReady,
     /// The server is on its node's network.
     OnHost,
     /// The server is the pod that asks.
@@ -213,7 +215,7 @@ fn facts(scenario: &Scenario, place: Place, target: &Target, aspect: &Aspect) ->
     found
 }
 
-fn of_service(service: &Service, family: Family) -> [(bool, Fact); 7] {
+fn of_service(service: &Service, family: Family) -> [(bool, Fact); 8] {
     let of_family = |range: &String| range.contains(':') == (family == Family::V6);
     let others = !service.ranges.is_empty() && !service.ranges.iter().any(of_family);
     [
@@ -227,6 +229,7 @@ fn of_service(service: &Service, family: Family) -> [(bool, Fact); 7] {
         (service.ip_mode_proxy, Fact::IpModeProxy),
         (service.foreign.is_some(), Fact::Foreign),
         (service.affinity.is_some(), Fact::Affinity),
+        (service.publish_not_ready, Fact::PublishNotReady),
     ]
 }
 
